@@ -47,7 +47,8 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
                        lost and reordered packets, a daemon that is killed again and again
   --full               long tests too: all that can happen to a Debian 12 with the router
   --only GROUP,..      only these groups, of
-      fmt       the formatting, and that comments and pages have at most 100 columns
+      fmt       the formatting, that comments and pages have at most 100 columns, and cargo-deny's checks
+                of dependencies, if it is installed
       clippy    the lints; warnings are errors
       doc       the documentation; warnings are errors
       azure     the Azure templates: Terraform against the providers' schemas, offline
@@ -205,6 +206,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
             Group::Fmt => {
                 check(&mut report, "fmt", workspace::cargo("fmt").args(["--all", "--check"]));
                 columns::run(&mut report, "columns");
+                deny(&mut report);
             }
             Group::Clippy => clippy(&mut report, &prepared),
             Group::Doc => doc(&mut report),
@@ -328,6 +330,16 @@ fn check(report: &mut Report, name: &str, command: &mut Command) {
         Err(error) => Outcome::failed(format!("{error:#}")),
     };
     report.add(name, start.elapsed(), outcome);
+}
+
+/// What dependencies may be, by cargo-deny. It takes minutes to compile, so it is not installed: the
+/// licences of what is shipped are checked without it, by a test of `dist`.
+fn deny(report: &mut Report) {
+    const NAME: &str = "deny";
+    if system::find_program("cargo-deny").is_none() {
+        return report.skip(NAME, "there is no cargo-deny (`cargo install cargo-deny --locked`)");
+    }
+    check(report, NAME, workspace::cargo("deny").args(["check", "bans", "licenses", "sources"]));
 }
 
 fn clippy(report: &mut Report, prepared: &Prepared) {
