@@ -332,8 +332,8 @@ fn check(report: &mut Report, name: &str, command: &mut Command) {
     report.add(name, start.elapsed(), outcome);
 }
 
-/// What dependencies may be, by cargo-deny. It takes minutes to compile, so it is not installed: the
-/// licences of what is shipped are checked without it, by a test of `dist`.
+/// Checks by cargo-deny what dependencies are. It takes minutes to compile, so it is not installed:
+/// the licences of what is shipped are checked without it, by a test of `dist`.
 fn deny(report: &mut Report) {
     const NAME: &str = "deny";
     if system::find_program("cargo-deny").is_none() {
