@@ -47,13 +47,19 @@ fn write(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Returns the manual page of the program and one for each of its commands, by file name.
+/// Returns the manual page of the program and one for each of its commands and theirs, by file
+/// name.
 fn pages() -> Result<Vec<(String, Vec<u8>)>> {
     let mut program = router_user::cli::definition().disable_help_subcommand(true);
     // Hands the global options and the full names on to the commands.
     program.build();
-    let commands = program.get_subcommands().cloned();
-    [program.clone()].into_iter().chain(commands).map(page).collect()
+    let mut pages = Vec::new();
+    let mut left = vec![program];
+    while let Some(command) = left.pop() {
+        left.extend(command.get_subcommands().cloned());
+        pages.push(page(command)?);
+    }
+    Ok(pages)
 }
 
 fn page(command: clap::Command) -> Result<(String, Vec<u8>)> {
@@ -80,7 +86,10 @@ mod tests {
         assert!(read("pls-router.8").contains("pls\\-router\\-drain(8)"));
         let drain = read("pls-router-drain.8");
         assert!(drain.contains("\\-\\-wait") && drain.contains("\\-\\-config"), "{drain}");
+        let import = read("pls-router-import-iptables-save.8");
+        assert!(import.contains("\\-\\-sources"), "{import}");
         assert!(!directory.path().join("pls-router-help.8").exists());
+        assert!(!directory.path().join("pls-router-import-help.8").exists());
     }
 
     #[test]

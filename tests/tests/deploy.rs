@@ -761,7 +761,7 @@ fn commands_of_the_guides_do_what_they_say() {
         for block in &page.blocks {
             match block {
                 Block::File { name, text } => {
-                    check(fs::write(desk.directory.join(name), text).map_err(Into::into))
+                    check(fs::write(desk.directory.join(name), text).map_err(Into::into));
                 }
                 Block::Commands { runner: Runner::Deploy, commands } => {
                     for step in commands {
@@ -776,7 +776,7 @@ fn commands_of_the_guides_do_what_they_say() {
     assert!(ran > 5, "only {ran} commands");
 }
 
-/// The machine of somebody who deploys: `cargo xtask deploy` is there, and ships a new version.
+/// The desk of somebody who deploys: `cargo xtask deploy` is there, and ships a new version.
 struct Desk {
     fleet: Fleet,
     directory: PathBuf,
@@ -807,7 +807,7 @@ impl Desk {
              [ \"$1 $2\" = 'xtask deploy' ] || exit 127\n\
              shift 2\n\
              case $1 in\n\
-             status | remove) set -- \"$@\" ;;\n\
+             status | remove) ;;\n\
              rollback) set -- \"$@\" --healthy-for 1 ;;\n\
              *) set -- \"$@\" --healthy-for 1 --binary '{}' ;;\n\
              esac\n\

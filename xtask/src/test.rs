@@ -45,7 +45,7 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
                        (and --sequences 1) that repeats it
   --soak MINUTES       a soak after the other groups (alone with --only soak): 200,000 sessions and more,
                        lost and reordered packets, a daemon that is killed again and again
-  --full               long tests too: all that can happen to a Debian 12 with the router
+  --full               long tests too: more that can happen to a Debian 12 with the router
   --only GROUP,..      only these groups, of
       fmt       the formatting, that comments and pages have at most 100 columns, and cargo-deny's checks
                 of dependencies, if it is installed
@@ -62,7 +62,7 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
                 (`cargo xtask vm` runs all tests of bpf there), and the package on a Debian 12
       soak      the soak of --soak; needs root
 
-The first run installs and compiles everything, and takes half an hour to an hour on two cores. Tests in
+The first run installs and compiles everything, and takes about half an hour on two cores. Tests in
 namespaces, in virtual machines and under Miri take most of that; without them (--only) it is a few minutes.
 ";
 
@@ -332,7 +332,7 @@ fn check(report: &mut Report, name: &str, command: &mut Command) {
     report.add(name, start.elapsed(), outcome);
 }
 
-/// Checks by cargo-deny what dependencies are. It takes minutes to compile, so it is not installed:
+/// Checks dependencies by `deny.toml`. cargo-deny takes minutes to compile, so it is not installed:
 /// the licences of what is shipped are checked without it, by a test of `dist`.
 fn deny(report: &mut Report) {
     const NAME: &str = "deny";
@@ -509,7 +509,9 @@ fn machine(report: &mut Report, options: &Options) {
         Ok(place) => place,
         Err(error) => return report.skip(NAME, &format!("{error:#}")),
     };
-    let mut command = match vm::machine::tests(&place, &daemon(), options.full) {
+    let command = vm::machine::package(&daemon())
+        .and_then(|package| vm::machine::tests(&place, &package, options.full));
+    let mut command = match command {
         Ok(command) => command,
         Err(error) => {
             let outcome = Outcome::failed(format!("there is no package to install: {error:#}"));

@@ -36,7 +36,7 @@ Boots Debian's kernels in an emulated virtual machine, which needs no KVM, and r
 
 usage: cargo xtask vm [--kernel SERIES,..] [--quick] [--packets N] [--seed S] [FILTER]
        cargo xtask vm --kernels
-       cargo xtask vm --machine [--full] [FILTER]
+       cargo xtask vm --machine [--full] [--package FILE] [FILTER]
        cargo xtask vm --image
        cargo xtask vm --arm64 PROGRAM
 
@@ -52,6 +52,7 @@ usage: cargo xtask vm [--kernel SERIES,..] [--quick] [--packets N] [--seed S] [F
   --machine            run the tests of the whole router on a machine with Debian 12, systemd, sshd and
                        cloud-init in place of the router of the lab (root)
   --full               the long ones of them too
+  --package FILE       install this .deb there (default: one of the program that tests use)
   --image              make the image of that machine (two minutes, once; root), and print where it is
 
   --arm64 PROGRAM      have this pls-router, a static one for aarch64, load and attach its programs in an emulated
@@ -97,6 +98,8 @@ enum Task {
 struct Options {
     task: Task,
     full: bool,
+    /// What the machine gets.
+    package: Option<PathBuf>,
     kernels: Vec<Kernel>,
     quick: bool,
     packets: u64,
@@ -109,6 +112,7 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
     let mut options = Options {
         task: Task::Programs,
         full: false,
+        package: None,
         kernels: kernel::ALL.to_vec(),
         quick: false,
         packets: PACKETS,
@@ -130,6 +134,9 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
                 options.task = Task::Arm64(parser.value()?.into());
             }
             Long("full") => options.full = true,
+            Long("package") if options.task == Task::Machine => {
+                options.package = Some(parser.value()?.into());
+            }
             Long("quick") => options.quick = true,
             Long("packets") => options.packets = parser.value()?.parse()?,
             Long("seed") => options.seed = Some(parser.value()?.parse()?),
@@ -149,7 +156,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
         Task::Programs => programs(options),
         Task::Table => table::print(&options),
         Task::Arm64(program) => arm64::try_program(&program),
-        Task::Machine => machine::test(options.full, options.filter.as_deref()),
+        Task::Machine => machine::test(options.full, options.package.as_deref(), options.filter.as_deref()),
         Task::Image => {
             println!("{}", machine::image()?.display());
             Ok(ExitCode::SUCCESS)

@@ -16,6 +16,7 @@ pub(crate) fn root() -> PathBuf {
 pub(crate) fn folder(package: &str) -> PathBuf {
     root().join(match package {
         "lab" => "tests",
+        "labtools" => "tests/labtools",
         "harness" => "tests/harness",
         "harness-macros" => "tests/harness/macros",
         _ => package,

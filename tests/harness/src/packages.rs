@@ -97,7 +97,7 @@ pub const ALL: &[Package] = &[
     package("sudo", Programs(&["sudo"]), Deploy, "`deploy` as a user who is not root"),
     package("socat", Programs(&["socat"]), Deploy, "hears that the service is ready"),
     package("lintian", Programs(&["lintian"]), Dist, "Debian's own checks of a package"),
-    package("iptables", Programs(&["iptables"]), Bench, "another NAT to compare with"),
+    package("iptables", Programs(&["iptables"]), Bench, "another NAT to compare with, and rules to import"),
     package("git", Programs(&["git"]), Clients, "git over HTTPS through the router, both ends"),
     package("lighttpd", Programs(&["lighttpd"]), Clients, "runs git's server behind nginx"),
     package(

@@ -2,6 +2,7 @@
 //! content, new connections, datagrams, and the load balancer's probe.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -52,11 +53,11 @@ struct Shared {
 /// The outcome of some traffic.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Outcome {
-    /// Connections: those that stayed, and those that came and went.
+    /// Connections that opened: those that stayed, and those that came and went.
     pub connections: u64,
-    /// Connections that were reset, or got no answer or a wrong one.
+    /// Connections that were refused, reset, or got no answer or a wrong one.
     pub connections_lost: u64,
-    /// Connections that did not open.
+    /// Connections to which nobody answered.
     pub unopened: u64,
     /// Messages of connections that were answered.
     pub messages: u64,
@@ -172,6 +173,11 @@ fn message(connection: u64, number: u64) -> Vec<u8> {
     (0..length as u64).map(|at| (connection * 7 + number * 13 + at * 3) as u8).collect()
 }
 
+fn is_timeout(error: &anyhow::Error) -> bool {
+    let kind = error.root_cause().downcast_ref::<io::Error>().map(io::Error::kind);
+    matches!(kind, Some(io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock))
+}
+
 impl Shared {
     fn troubles(&self) -> Vec<String> {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -207,15 +213,19 @@ impl Shared {
             if !self.goes_on() {
                 return;
             }
-            self.connections.sent.fetch_add(1, Ordering::Relaxed);
             match Tcp::connect(from, target, LIMIT) {
                 Ok(mut tcp) => {
+                    self.connections.sent.fetch_add(1, Ordering::Relaxed);
                     let said = tcp.echo(&message(connection, 0), LIMIT).and_then(|_| tcp.close());
                     if let Err(error) = said {
                         self.lost(&self.connections.lost, format!("a new connection: {error:#}"));
                     }
                 }
-                Err(error) => self.lost(&self.unopened, format!("a new connection: {error:#}")),
+                // Nobody answered. A refusal would be a loss: somebody took what is the router's.
+                Err(error) if is_timeout(&error) => {
+                    self.lost(&self.unopened, format!("a connection that did not open: {error:#}"));
+                }
+                Err(error) => self.lost(&self.connections.lost, format!("a new connection: {error:#}")),
             }
             thread::sleep(INTERVAL);
         }

@@ -24,9 +24,8 @@ mkdir -p "$memory/run/sshd" "$memory/run/target" "$memory/run/systemd/system" "$
 cp "$2"/* "$memory/run/target/"
 mount --bind "$memory/run" /run
 chmod 600 /run/target/host_key
-# sudo and logins want a name; one that only this machine knows.
-if ! grep -q '^azureuser:' /etc/passwd; then
-    echo 'azureuser:x:4242:4242::/tmp:/bin/sh' >>/etc/passwd
-    echo 'azureuser:*:19000:0:99999:7:::' >>/etc/shadow
-fi
+# sudo and logins want a name. This machine may have an account of that name, with other rights.
+sed -i '/^azureuser:/d' /etc/passwd /etc/shadow
+echo 'azureuser:x:4242:4242::/tmp:/bin/sh' >>/etc/passwd
+echo 'azureuser:*:19000:0:99999:7:::' >>/etc/shadow
 exec /usr/sbin/sshd -D -e -f /run/target/sshd_config

@@ -14,7 +14,7 @@ use crate::common::{BOOT, Place, check};
 /// Both NICs are there with the queues that native XDP needs, the lab is reached through either,
 /// and nothing else is.
 #[test]
-#[ignore = "the others find it out as well, in other words: --full"]
+#[ignore = "other tests boot a machine too: --full"]
 fn a_machine_boots_and_answers_ssh() {
     let mut place = Place::switch_on(Nics::Two, &Seed::default());
     check(place.machine.wait_for_ssh(BOOT));

@@ -11,7 +11,7 @@ use lab::{
 use crate::{
     common::{BOOT, Place, check, configuration, image, next_version, package},
     full::{PROBE, nothing_is_left},
-    quick::{main_pid, traffic, unnoticed},
+    quick::{MORE, main_pid, traffic, unnoticed},
     scenes::Scenes,
 };
 
@@ -106,10 +106,13 @@ impl Deploy<'_> {
         let bad = self.lab.state().write("tmp/unhealthy.toml", unhealthy())?;
         let before = self.version()?;
         let traffic = Traffic::start(self.lab)?;
+        traffic.carry(MORE)?;
         let args = ["--config", &bad.display().to_string(), "--timeout", "20"];
         let package = self.packages[1].display().to_string();
         let attempt = self.attempt(&[&[OPERATOR, "--package", &package], &args[..]].concat());
+        let carried = traffic.carry(MORE);
         let lost = traffic.finish().no_session_lost();
+        carried?;
         let (good, said) = attempt?;
         ensure!(!good, "it was deployed: {said}");
         ensure!(said.contains("all is as it was before"), "{said}");

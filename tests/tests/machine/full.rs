@@ -46,6 +46,7 @@ fn a_router_lives_through_all_that_happens_to_a_machine() {
     scenes.play("MemoryMax is hit", || out_of_memory(machine, lab));
     scenes.play("the clock is set forth and back by an hour", || clock(machine, lab));
     scenes.play("drain and undrain", || drain(machine, lab));
+    scenes.play("the socket unit", || socket_unit(machine, lab));
     scenes.play("the disk is full", || full_disk(machine, lab));
     scenes.play("the journal", || journal(machine));
     scenes.play("reboot", || {
@@ -188,6 +189,30 @@ fn drain(machine: &Machine, lab: &Lab) -> Result<String> {
     lab.wait_in_service(PROBE)?;
     tcp.echo(b"after", LIMIT)?;
     Ok("503 and out of service, also over a restart; the open connection goes on".to_owned())
+}
+
+/// systemd opens the probe's port, as `docs/package.md` says: no probe is refused over a restart,
+/// and the port is closed when the service is stopped.
+fn socket_unit(machine: &Machine, lab: &Lab) -> Result<String> {
+    let change = |verb: &str| {
+        machine.ssh(&format!(
+            "systemctl stop pls-router && systemctl {verb} pls-router.socket && systemctl start pls-router"
+        ))
+    };
+    change("enable")?;
+    lab.wait_in_service(PROBE)?;
+    let owners = machine.ssh("ss -Hltnp 'sport = :8082'")?;
+    ensure!(owners.contains("\"systemd\"") && owners.contains("\"pls-router\""), "{owners}");
+    let said = unnoticed(machine, lab, || machine.ssh("systemctl restart pls-router").map(drop))?;
+    machine.ssh("systemctl stop pls-router")?;
+    wait::until("the port to be closed", LIMIT, || {
+        let owners = machine.ssh("ss -Hltnp 'sport = :8082'")?;
+        ensure!(owners.trim().is_empty(), "{owners}");
+        Ok(())
+    })?;
+    change("disable")?;
+    lab.wait_in_service(PROBE)?;
+    Ok(format!("opened by systemd and closed with the service; a restart: {said}"))
 }
 
 /// No byte can be written: the daemon runs on, restarts, and takes a changed configuration.

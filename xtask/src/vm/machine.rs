@@ -55,15 +55,20 @@ pub(crate) fn image() -> Result<PathBuf> {
 }
 
 /// Runs the tests on the machine.
-pub(super) fn test(full: bool, filter: Option<&OsStr>) -> Result<ExitCode> {
+pub(super) fn test(full: bool, ready: Option<&Path>, filter: Option<&OsStr>) -> Result<ExitCode> {
     system::require_root("vm", "the machine stands in network namespaces")?;
     toolchain::bpf()?;
     packages::install(&[Use::Lab, Use::Deploy]);
-    let mut build = workspace::cargo("build");
-    system::run(build.args(["--package", "router-user", "--bin", "pls-router"]))?;
-    let daemon = workspace::target_dir().join("debug/pls-router");
+    let package = match ready {
+        Some(ready) => ready.canonicalize().with_context(|| format!("cannot find {}", ready.display()))?,
+        None => {
+            let mut build = workspace::cargo("build");
+            system::run(build.args(["--package", "router-user", "--bin", "pls-router"]))?;
+            package(&workspace::target_dir().join("debug/pls-router"))?
+        }
+    };
     let place = image()?;
-    let mut command = tests(&place, &daemon, full)?;
+    let mut command = tests(&place, &package, full)?;
     command.arg("--").args(arguments(full)).args(filter);
     eprintln!("  $ {}", system::display(&command));
     let status = command.status().context("cannot start cargo")?;
@@ -72,11 +77,11 @@ pub(super) fn test(full: bool, filter: Option<&OsStr>) -> Result<ExitCode> {
 }
 
 /// Returns the command that runs the tests on the machine of an image, without the arguments of the
-/// test binary. They install a package of this daemon, which is made here.
-pub(crate) fn tests(image: &Path, daemon: &Path, full: bool) -> Result<Command> {
+/// test binary. They install this package.
+pub(crate) fn tests(image: &Path, package: &Path, full: bool) -> Result<Command> {
     let mut command = workspace::cargo("test");
     command.args(["--no-fail-fast", "--package", "lab", "--test", TARGET]);
-    command.env(VARIABLE, image).env(PACKAGE_VARIABLE, package(daemon)?);
+    command.env(VARIABLE, image).env(PACKAGE_VARIABLE, package);
     if full {
         match azure::terraform() {
             Ok(words) => {
@@ -94,7 +99,7 @@ pub(crate) fn tests(image: &Path, daemon: &Path, full: bool) -> Result<Command> 
 }
 
 /// Makes a package of this daemon.
-fn package(daemon: &Path) -> Result<PathBuf> {
+pub(crate) fn package(daemon: &Path) -> Result<PathBuf> {
     let wanted = dist::Wanted {
         architecture: dist::Architecture::native()?,
         binary: Some(daemon.to_owned()),

@@ -337,12 +337,15 @@ impl Kernel {
             .with_context(|| format!("cannot ask the kernel to resolve neighbour {address}"))
     }
 
-    /// Has the kernel find out a neighbour's MAC address, from the start if it is at it: it asks
-    /// three times, a second apart, and what it asked without a carrier nobody has heard.
+    /// Has the kernel find out a neighbour's MAC address from the start, even if it is asking
+    /// already: it asks three times, a second apart, and what it asked without a carrier nobody has
+    /// heard. An answer that came in the moment before is lost, and asked for again.
     pub(crate) async fn probe_anew(&self, neighbour: &Neighbour) -> Result<()> {
-        let request = self.handle().neighbours().add(neighbour.interface, neighbour.ip());
-        // One that has gone meanwhile is made by the next request.
-        _ = in_time(request.state(NeighbourState::None).replace().execute()).await?;
+        let address = neighbour.ip();
+        let request = self.handle().neighbours().add(neighbour.interface, address);
+        in_time(request.state(NeighbourState::None).replace().execute())
+            .await?
+            .with_context(|| format!("cannot have the kernel forget its requests for neighbour {address}"))?;
         self.probe(neighbour).await
     }
 

@@ -457,15 +457,16 @@ const fn refusal(answer: &Answer) -> Option<Problem> {
 }
 
 impl View {
-    /// Has the kernel ask the neighbours again that have not answered, on the interfaces that have
-    /// come up. It would do so by itself within three seconds.
-    async fn ask_again(&mut self, kernel: &Kernel, came_up: &HashSet<u32>) {
-        let unanswered = self
-            .neighbours
-            .iter()
-            .filter(|(neighbour, entry)| entry.mac.is_none() && came_up.contains(&neighbour.interface));
+    /// Has the kernel ask the neighbours again that have not answered, on the router's interfaces
+    /// that have come up. By itself it gives up first, and is asked again in the next look.
+    async fn ask_again(&self, kernel: &Kernel, came_up: &HashSet<u32>) {
+        let unanswered = self.neighbours.iter().filter(|(neighbour, entry)| {
+            entry.mac.is_none()
+                && !entry.fixed
+                && came_up.contains(&neighbour.interface)
+                && self.interfaces.contains(&neighbour.interface)
+        });
         for (neighbour, _) in unanswered.take(PROBES_AT_ONCE) {
-            self.looked_for.insert(*neighbour);
             if let Err(error) = kernel.probe_anew(neighbour).await {
                 debug!("{error:#}");
             }
