@@ -50,7 +50,8 @@ usage: cargo xtask deploy HOST... [OPTIONS]              install or upgrade
        cargo xtask deploy rollback HOST... [OPTIONS]     put back what the last deploy has replaced, or undo one that
                                                          was interrupted
        cargo xtask deploy status HOST... [-o json]       versions, health, sessions; exit code 1 if one is not healthy
-       cargo xtask deploy remove HOST... [--purge]       drain it, take it off; --purge: with its configuration
+       cargo xtask deploy remove HOST... [--purge]       take it off, drained with --drain; --purge: with its
+                                                         configuration
 
   HOST                   a host for ssh: an address, user@address, or a name of your ssh configuration
   --inventory FILE       more hosts: one a line; # begins a comment
@@ -84,7 +85,7 @@ On each host, in this order:
   1. connect with your ssh configuration and agent, without prompts; sudo if the user is not root
   2. copy everything to a temporary directory; see that the machine can take it; run `pls-router check` there
   3. keep what is replaced in /var/lib/pls-router-deploy; drain, if wanted
-  4. install: the package, or /usr/bin/pls-router and /etc/systemd/system/pls-router.service; and
+  4. install: the package, or /usr/bin/pls-router and its units in /etc/systemd/system; and
      /etc/pls-router/config.toml, if one is given
   5. enable and restart pls-router.service, and wait until the probe answers 200 and for --healthy-for; undrain
 

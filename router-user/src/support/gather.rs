@@ -1,6 +1,7 @@
 //! Gathers what is known, from the daemon, the kernel and the programs that people would run.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     fs,
     io::ErrorKind,
@@ -86,12 +87,31 @@ const COMMANDS: &[(&str, &str, &[&str])] = &[
     ("bpf/programs.txt", "loaded programs", &["bpftool", "prog"]),
     ("bpf/maps.txt", "maps", &["bpftool", "map"]),
     ("bpf/links.txt", "links", &["bpftool", "link"]),
+    ("machine/pci.txt", "PCI devices", &["lspci"]),
+    ("machine/cloud-init.txt", "what cloud-init has done", &["cloud-init", "status", "--long"]),
     ("service/unit.txt", "the systemd unit", &["systemctl", "cat", "--no-pager", "pls-router"]),
     ("service/state.txt", "its state", &["systemctl", "status", "--no-pager", "--lines=0", "pls-router"]),
     (
         "service/kernel-log.txt",
-        "the kernel's last 500 lines",
-        &["journalctl", "-k", "-b", "-n", "500", "-o", "short-iso", "--no-hostname", "--no-pager"],
+        "the kernel's last 2,000 lines",
+        &["journalctl", "-k", "-b", "-n", "2000", "-o", "short-iso", "--no-hostname", "--no-pager"],
+    ),
+    (
+        "service/azure-log.txt",
+        "the log of what deploy/azure runs beside the daemon",
+        &[
+            "journalctl",
+            "-u",
+            "pls-router-install",
+            "-u",
+            "pls-router-events",
+            "-n",
+            "1000",
+            "-o",
+            "short-iso",
+            "--no-hostname",
+            "--no-pager",
+        ],
     ),
 ];
 
@@ -135,8 +155,7 @@ pub(crate) async fn gather(asked: Asked<'_>) -> Gathered {
     all.add("machine/settings.txt", "kernel settings", Ok(settings()));
     let pins = config.map_or(PathBuf::from(defaults::PINS), |config| config.admin.pins.clone());
     all.add("bpf/pins.txt", "pinned maps, programs and links", pinned(&pins));
-    let interfaces = config.map(|config| config.interfaces.names().map(str::to_owned).collect::<Vec<_>>());
-    for interface in interfaces.unwrap_or_default() {
+    for interface in interfaces(config) {
         for &(name, option, what) in OF_INTERFACE {
             let name = format!("machine/{interface}-{name}.txt");
             all.add(&name, what, run(&["ethtool", option, interface.as_str()]).await);
@@ -151,6 +170,17 @@ pub(crate) async fn gather(asked: Asked<'_>) -> Gathered {
     all.add("service/log.txt", "the daemon's last 5,000 log lines", log);
     all.names = names(config);
     all
+}
+
+/// The router's interfaces, and all others of a device: with accelerated networking the one that
+/// carries the packets is not the one that is configured.
+fn interfaces(config: Option<&Config>) -> BTreeSet<String> {
+    let configured = config.into_iter().flat_map(|config| config.interfaces.names().map(str::to_owned));
+    let entries = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let of_devices = entries
+        .filter(|entry| entry.path().join("device").exists())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned());
+    configured.chain(of_devices).collect()
 }
 
 fn version() -> String {

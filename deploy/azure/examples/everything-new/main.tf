@@ -46,6 +46,13 @@ module "network" {
   location           = var.location
   allowed_fqdns      = var.allowed_fqdns
   management_sources = var.management_sources
+
+  # The routers fetch their package through the firewall.
+  application_rules = var.package == null ? [] : [{
+    name      = "package"
+    fqdns     = [regex("^https://([^/:?]+)", var.package.url)[0]]
+    protocols = [{ type = "Https", port = 443 }]
+  }]
 }
 
 module "router" {

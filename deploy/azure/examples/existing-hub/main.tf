@@ -51,6 +51,13 @@ module "network" {
 
   pls_subnet_prefix    = cidrsubnet(var.address_space, 2, 0)
   router_subnet_prefix = cidrsubnet(var.address_space, 2, 1)
+
+  # The routers fetch their package through the firewall.
+  application_rules = var.package == null ? [] : [{
+    name      = "package"
+    fqdns     = [regex("^https://([^/:?]+)", var.package.url)[0]]
+    protocols = [{ type = "Https", port = 443 }]
+  }]
 }
 
 module "router" {

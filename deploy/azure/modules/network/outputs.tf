@@ -60,7 +60,7 @@ output "next_steps" {
   value = join("\n", compact([
     "Network:",
     local.peer_from_hub ? "" : "- The hub's owners: az network vnet peering create --resource-group ${local.hub_group} --vnet-name ${local.hub_name} --name to-${var.name} --remote-vnet ${azurerm_virtual_network.this.id} --allow-vnet-access --allow-forwarded-traffic",
-    local.rules_are_managed ? "" : "- The firewall's owners: allow HTTPS:443 from ${var.router_subnet_prefix} to ${join(", ", var.allowed_fqdns)}, by application rules.",
+    local.rules_are_managed ? "" : "- The firewall's owners: allow HTTPS:443 from ${var.router_subnet_prefix} to ${join(", ", concat(var.allowed_fqdns, flatten(var.application_rules[*].fqdns)))}, by application rules.",
     "- Look at the effective routes of a router's NIC: 0.0.0.0/0 leads to ${local.firewall_address}, state Active.",
   ]))
 }

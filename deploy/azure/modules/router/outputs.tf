@@ -53,6 +53,7 @@ output "next_steps" {
   value = join("\n", compact([
     "Routers:",
     local.scale_set && var.surge ? "- Once per subscription, before the first upgrade: az feature register --namespace Microsoft.Compute --name MaxSurgeRollingUpgrade" : "",
+    var.package == null ? "" : "- Let the routers' subnet reach ${var.package.url}: without it no router starts, and repair replaces them again and again.",
     "- Wait until the load balancer's metric \"Health Probe Status\" is 100 %: ${azurerm_lb.this.name}, Insights.",
     "  If it is not: az vmss run-command or the serial console, then `pls-router status`, and",
     "  `journalctl -u pls-router-install -u pls-router`.",

@@ -66,6 +66,23 @@ def no_public_way_in(state):
         ensure(not public, f"{address} is a public address")
 
 
+def package_is_allowed(state):
+    """The firewall lets the routers fetch their package."""
+    groups = [
+        values
+        for _, kind, values in resources(state)
+        if kind == "azurerm_firewall_policy_rule_collection_group"
+    ]
+    rules = [
+        rule
+        for group in groups
+        for collection in group["application_rule_collection"]
+        for rule in collection["rule"]
+    ]
+    names = {name for rule in rules for name in rule["destination_fqdns"]}
+    ensure("example.blob.core.windows.net" in names, f"only {sorted(names)} are allowed")
+
+
 CHECKS = [
     ("values", values),
     ("fmt", formatted),
@@ -76,6 +93,7 @@ CHECKS = [
 WHOLE = [
     ("whole: the route is on the routers' subnet alone", "everything_new", one_way_out),
     ("whole: only the firewall has public addresses", "everything_new", no_public_way_in),
+    ("whole: the routers may fetch their package", "everything_new", package_is_allowed),
 ]
 
 
