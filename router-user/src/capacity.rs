@@ -1,12 +1,16 @@
 //! The limits of what a router can carry: the arithmetic of `docs/capacity.md`. Pure.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use router_common::ports::PortRange;
 
 use crate::{
     config::{Config, Forward, Host, Protocol},
-    model::{CapacityLimit, Counters, Rule, Status},
+    model::{CapacityLimit, Counters, Rule, SnatPortStatus, Status},
 };
 
 /// Above this share of a limit, something should be done.
@@ -201,7 +205,9 @@ fn of_forward(given: &Given<'_>, forward: &Forward) -> Vec<CapacityLimit> {
     };
     let (addresses, targets) = (snat_addresses(given), u64::try_from(targets).unwrap_or(u64::MAX));
     let ways = addresses.saturating_mul(targets);
-    let now = measured.zip(rule).map(|(measured, rule)| used(measured, rule, forward.protocol));
+    let rows = measured.zip(rule).map(|(measured, rule)| rows_of(measured.status, rule, forward.protocol));
+    let now = rows.as_ref().map(|rows| rows.iter().map(|row| u64::from(row.used)).sum());
+    let of_one_source = rows.and_then(|rows| most_of_one_source(&rows));
     let [ports, per_source] = [given.ports.size(), given.ports.per_source()].map(u64::from);
     let of = |ports| product(&[("SNAT address", addresses), ("target", targets), ("port", ports)]);
     let least = if is_least { "; a name may have more addresses" } else { "" };
@@ -216,7 +222,7 @@ fn of_forward(given: &Given<'_>, forward: &Forward) -> Vec<CapacityLimit> {
         ),
         kind("snat_ports_per_source").limit(
             &forward.name,
-            (None, Some(ways.saturating_mul(per_source))),
+            (of_one_source, Some(ways.saturating_mul(per_source))),
             format!(
                 "{}: what one NAT address of the Private Link Service gets, so that others find some",
                 of(per_source)
@@ -240,16 +246,26 @@ fn snat_addresses(given: &Given<'_>) -> u64 {
     u64::try_from(given.config.snat.addresses.len()).unwrap_or(1).max(1)
 }
 
-/// The ports that sessions to the targets of a rule have.
-fn used(measured: &Measured<'_>, rule: &Rule, protocol: Protocol) -> u64 {
+/// The SNAT ports of sessions to the targets of a rule.
+fn rows_of<'a>(status: &'a Status, rule: &Rule, protocol: Protocol) -> Vec<&'a SnatPortStatus> {
     // A rule for a range has port 0 in its targets: any.
     let is_of = |known: &SocketAddr, target: &SocketAddr| {
         known.ip() == target.ip() && (known.port() == target.port() || known.port() == 0)
     };
-    let rows = measured.status.snat_ports.iter().filter(|row| {
+    let rows = status.snat_ports.iter().filter(|row| {
         row.protocol == protocol.as_str() && rule.addresses.iter().any(|known| is_of(known, &row.target))
     });
-    rows.map(|row| u64::from(row.used)).sum()
+    rows.collect()
+}
+
+/// The ports of the source that has the most; `None` while the daemon names no source, because
+/// fewer than four fifths of the ports are in use, or no source has more than half of them.
+fn most_of_one_source(rows: &[&SnatPortStatus]) -> Option<u64> {
+    let mut by_source = BTreeMap::new();
+    for holder in rows.iter().filter_map(|row| row.most) {
+        *by_source.entry(holder.source).or_default() += u64::from(holder.used);
+    }
+    by_source.into_values().max()
 }
 
 /// The ports of the target with the most.
@@ -311,7 +327,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::model::{InterfaceCounters, RuleCounters, RuleKind, SnatPortStatus};
+    use crate::model::{InterfaceCounters, PortHolder, RuleCounters, RuleKind};
 
     const CONFIG: &str = "interfaces.pls = \"eth0\"\nlimits.flows = 100000\nsnat.addresses = [\"10.0.2.68\", \"10.0.2.69\"]\n\
         [[forward]]\nname = \"https\"\nprotocol = \"tcp\"\nlisten = \"443\"\ntarget = [\"203.0.113.10\", \"a.example.com\"]\n\
@@ -401,7 +417,10 @@ mod tests {
         status.flows.sessions = 90_000;
         status.snat_ports = vec![
             row("10.0.2.68", "203.0.113.10:443", "tcp", 20_000),
-            row("10.0.2.69", "203.0.113.10:443", "tcp", 5_000),
+            SnatPortStatus {
+                most: Some(PortHolder { source: [10, 0, 2, 70].into(), used: 4_000 }),
+                ..row("10.0.2.69", "203.0.113.10:443", "tcp", 5_000)
+            },
             row("10.0.2.69", "203.0.113.10:443", "udp", 300),
             row("10.0.2.69", "203.0.113.99:443", "tcp", 7),
         ];
@@ -433,6 +452,7 @@ mod tests {
         };
         assert_eq!(use_of("sessions", ""), (Some(90_000), Some(100_000), Some(0.9)));
         assert_eq!(use_of("snat_ports", "https"), (Some(25_000), Some(63_488), Some(0.3938)));
+        assert_eq!(use_of("snat_ports_per_source", "https").0, Some(4_000));
         assert_eq!(use_of("snat_ports", "vnet"), (Some(20_000), Some(63_488), Some(0.315)));
         assert_eq!(use_of("new_sessions_ports", "https").0, Some(100));
         assert_eq!(use_of("packets_cpu", "").0, Some(1_000));
