@@ -12,6 +12,35 @@ use super::dependencies::Dependency;
 /// The beginnings of the names of files with licences.
 const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
 
+/// What is linked statically and is no crate: the library of C, whose licence asks for this notice,
+/// and Rust's own.
+const NOT_CRATES: &str = "\
+musl: MIT https://musl.libc.org
+Rust's standard library: MIT OR Apache-2.0 https://github.com/rust-lang/rust
+";
+const MUSL_NOTICE: &str = "\
+Copyright \u{a9} 2005-2020 Rich Felker, et al.
+
+Permission is hereby granted, free of charge, to any person obtaining
+a copy of this software and associated documentation files (the
+\"Software\"), to deal in the Software without restriction, including
+without limitation the rights to use, copy, modify, merge, publish,
+distribute, sublicense, and/or sell copies of the Software, and to
+permit persons to whom the Software is furnished to do so, subject to
+the following conditions:
+
+The above copyright notice and this permission notice shall be
+included in all copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED \"AS IS\", WITHOUT WARRANTY OF ANY KIND,
+EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF
+MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT.
+IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY
+CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT,
+TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE
+SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+";
+
 /// Returns a page with each licence's text once, below the names of the libraries that have it.
 pub(super) fn page(dependencies: &[Dependency]) -> Result<String> {
     let mut page = "The libraries in pls-router, and their licences.\n\n".to_owned();
@@ -23,6 +52,8 @@ pub(super) fn page(dependencies: &[Dependency]) -> Result<String> {
             texts.entry(text).or_default().push(format!("{name} {version}"));
         }
     }
+    page += NOT_CRATES;
+    texts.insert(MUSL_NOTICE.to_owned(), vec!["musl".to_owned()]);
     for (text, names) in texts {
         writeln!(page, "\n{}\n{}:\n\n{}", "=".repeat(80), names.join(", "), text.trim_end())?;
     }

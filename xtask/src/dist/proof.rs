@@ -23,7 +23,7 @@ const SCRIPT: &str = concat!(include_str!("../vm/configuration.sh"), include_str
 /// Runs the program of a package, and returns what that has proven. An error if it does not run.
 pub(super) fn of(package: &Package) -> Result<Vec<String>> {
     // Otherwise it would not have been packaged.
-    let mut proven = vec!["it needs no shared library, and no loader".to_owned()];
+    let mut proven = vec!["it needs no shared library, and no loader".to_owned(), lintian(&package.deb)?];
     let native = Architecture::native()?;
     if package.architecture == native {
         proven.push(old_root(&package.binary)?);
@@ -33,6 +33,17 @@ pub(super) fn of(package: &Package) -> Result<Vec<String>> {
         proven.push(format!("not run: {} cannot emulate its machine", native.machine()));
     }
     Ok(proven)
+}
+
+/// Has Debian's own checks look at the package.
+fn lintian(deb: &Path) -> Result<String> {
+    let Some(lintian) = system::find_program("lintian") else {
+        return Ok("not looked at by lintian, which is not installed".to_owned());
+    };
+    let mut command = Command::new(lintian);
+    command.args(["--allow-root", "--fail-on=error,warning,info", "--display-info", "--tag-display-limit=0"]);
+    system::run(command.arg(deb)).with_context(|| format!("lintian refuses {}", deb.display()))?;
+    Ok("lintian finds nothing that deploy/debian/lintian-overrides does not explain".to_owned())
 }
 
 /// Runs it in the directory of an old system, in namespaces with a network interface.
