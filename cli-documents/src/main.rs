@@ -63,7 +63,7 @@ fn pages() -> Result<Vec<(String, Vec<u8>)>> {
 }
 
 fn page(command: clap::Command) -> Result<(String, Vec<u8>)> {
-    let source = concat!("pls-router ", env!("CARGO_PKG_VERSION"));
+    let source = format!("pls-router {}", router_user::VERSION);
     let man = Man::new(command).section(SECTION).source(source).manual("pls-router");
     let mut text = Vec::new();
     man.render(&mut text).context("cannot render a manual page")?;

@@ -23,3 +23,10 @@ mod private;
 mod support;
 pub mod sys;
 pub mod toml_reader;
+
+/// The version of this program: that of its package if it was built for one
+/// (`cargo xtask dist`), otherwise that of the release before or after it.
+pub const VERSION: &str = match option_env!("PLS_ROUTER_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};

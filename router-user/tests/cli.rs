@@ -1063,7 +1063,7 @@ fn usage() {
     }
     golden("usage", &place.run(&["stauts"]));
     let version = place.run(&["--version"]);
-    assert_eq!((version.code, version.out), (Some(0), format!("pls-router {}\n", env!("CARGO_PKG_VERSION"))));
+    assert_eq!((version.code, version.out), (Some(0), format!("pls-router {}\n", router_user::VERSION)));
 }
 
 #[test]

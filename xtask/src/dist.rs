@@ -100,7 +100,7 @@ pub(crate) fn package(wanted: &Wanted) -> Result<Package> {
     let source = Source::look(wanted.version.as_deref())?;
     let (built, documents) = match &wanted.binary {
         Some(binary) => (binary.clone(), build::quick_documents()?),
-        None => (build::router(architecture)?, build::documents()?),
+        None => (build::router(architecture, &source.version)?, build::documents(&source.version)?),
     };
     let folder = &wanted.folder;
     let pages = folder.join("work/documents");

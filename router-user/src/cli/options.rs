@@ -15,7 +15,7 @@ use ipnet::Ipv4Net;
 #[derive(Debug, Parser)]
 #[command(
     name = "pls-router",
-    version,
+    version = crate::VERSION,
     arg_required_else_help = true,
     after_help = "Examples:\n  \
         pls-router check                      check the configuration and this machine\n  \

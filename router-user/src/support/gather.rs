@@ -185,11 +185,7 @@ fn interfaces(config: Option<&Config>) -> BTreeSet<String> {
 
 fn version() -> String {
     let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
-    format!(
-        "pls-router {} for {}\nthis bundle was made at {now}\n",
-        env!("CARGO_PKG_VERSION"),
-        std::env::consts::ARCH
-    )
+    format!("pls-router {} for {}\nthis bundle was made at {now}\n", crate::VERSION, std::env::consts::ARCH)
 }
 
 /// Returns what `check` finds.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::{
     Lab, Nics,
     addresses::{ALLOWED_NAME, DENIED_NAME, ECHO_PORT, ENDPOINT, IPERF_PORT, TOOLS},
-    client::{self, Direction, Tcp},
+    client::{self, Direction, Tcp, Udp},
     machine::{Answer, Machine, Traffic, Watch},
     wait,
 };
@@ -69,7 +69,7 @@ fn a_router_lives_through_all_that_happens_to_a_machine() {
     scenes.end();
 }
 
-/// Sends the kinds of traffic of the lab's own tests, once each.
+/// Sends most kinds of traffic of the lab, once each.
 fn all_traffic(lab: &Lab) -> Result<String> {
     let said = traffic(lab)?;
     let denied = client::curl(lab, &format!("http://{DENIED_NAME}/"), &[])?;
@@ -82,12 +82,18 @@ fn all_traffic(lab: &Lab) -> Result<String> {
     ensure!(put.status == 201, "upload: {} {}", put.status, put.error);
     let same = client::sha256(&lab.uploaded(ALLOWED_NAME, "copy"))? == client::sha256(&lab.large_file())?;
     ensure!(same, "the upload differs");
+    let large: Vec<u8> = (0..4000).map(|at: usize| (at * 31) as u8).collect();
+    Udp::open(&lab.hosts.serverless, (ENDPOINT, ECHO_PORT).into())?.fragmentable()?.echo(&large, LIMIT)?;
     let answers = client::ping(&lab.hosts.vm, TOOLS, 10, &[])?;
     ensure!(answers == 10, "{answers} of 10 pings through the masquerade were answered");
     let target = (ENDPOINT, IPERF_PORT).into();
     let rate = |direction| client::iperf3(&lab.hosts.serverless, target, direction, &["--time", "2"]);
     let (up, down) = (rate(Direction::Up)?, rate(Direction::Down)?);
-    Ok(format!("{said}, denied names, an upload, pings, iperf3 {:.0} and {:.0} Mbit/s", up / 1e6, down / 1e6))
+    Ok(format!(
+        "{said}, denied names, an upload, 4,000 bytes in fragments, pings, iperf3 {:.0} and {:.0} Mbit/s",
+        up / 1e6,
+        down / 1e6
+    ))
 }
 
 fn sandbox(machine: &Machine) -> Result<String> {

@@ -223,7 +223,7 @@ impl Predecessor {
     pub(crate) async fn ask(&self) -> Result<(Paused, Inherited)> {
         const FIX: &str = "fix: stop it first (systemctl stop pls-router); no session is lost";
         let stream = connect(&self.path).await?;
-        let program = env!("CARGO_PKG_VERSION").to_owned();
+        let program = crate::VERSION.to_owned();
         write_line(&stream, &Question { version: VERSION, program }, &[]).await?;
         let (answer, sockets) = read_line_with(&stream, PAUSE)
             .await

@@ -114,7 +114,7 @@ pub(crate) fn status(reports: &Reports) -> Status {
     let routing = state.routing.lock();
     let sessions = state.sessions.lock();
     Status {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: crate::VERSION.to_owned(),
         healthy: probe.forwards,
         reasons: conditions.details(Severity::Down),
         probe: probe_status(&probe),

@@ -110,7 +110,7 @@ impl Waiting {
         };
         let conditions: Vec<_> = known.missing.iter().map(condition).collect();
         Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::VERSION.to_owned(),
             reasons: conditions.iter().map(|condition| condition.detail.clone()).collect(),
             conditions,
             uptime_seconds: self.started.elapsed().as_secs(),
