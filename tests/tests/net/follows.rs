@@ -4,7 +4,7 @@
 //! Repairs of settings and programs are in `repairs.rs`, names and probes elsewhere.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddrV4},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -279,11 +279,14 @@ fn the_primary_address_is_followed() {
         let outcome = under_traffic(lab, 20, || router.ip(&change));
         let known = *outcome.frames.first().expect("a frame").source.ip();
         assert_eq!(known, ROUTER_SECOND);
-        // Each session keeps its address; by their ports they can be told apart.
-        let old: BTreeSet<u16> =
-            outcome.frames.iter().filter(|frame| frame.at < 0.0).map(|frame| frame.source.port()).collect();
+        // A session keeps the address that it begins with, also where a later client gets the port
+        // of an earlier one, and with it the session. By their ports they can be told apart.
+        let mut began = BTreeMap::new();
+        for frame in &outcome.frames {
+            began.entry(frame.source.port()).or_insert(frame.at);
+        }
         outcome.settled("primary address", |frame| {
-            *frame.source.ip() == NEW || old.contains(&frame.source.port())
+            *frame.source.ip() == NEW || frame.at > began[&frame.source.port()]
         });
         let sources: BTreeSet<Ipv4Addr> = outcome.frames.iter().map(|frame| *frame.source.ip()).collect();
         assert_eq!(sources, BTreeSet::from([ROUTER_SECOND, NEW]));
