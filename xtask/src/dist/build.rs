@@ -31,8 +31,8 @@ pub(super) fn quick_documents() -> Result<PathBuf> {
     Ok(workspace::target_dir().join("debug/cli-documents"))
 }
 
-/// Builds a program of this version that needs no shared library, by the linker that comes with Rust: neither a C
-/// compiler nor libraries of this machine take part.
+/// Builds a program of this version that needs no shared library, by the linker that comes with
+/// Rust: neither a C compiler nor libraries of this machine take part.
 fn static_program(
     architecture: Architecture,
     version: &str,
