@@ -98,7 +98,7 @@ enum Task {
 struct Options {
     task: Task,
     full: bool,
-    /// What the machine gets.
+    /// The package that the machine gets; `None`: one that is made here.
     package: Option<PathBuf>,
     kernels: Vec<Kernel>,
     quick: bool,
