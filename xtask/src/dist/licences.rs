@@ -12,8 +12,8 @@ use super::dependencies::Dependency;
 /// The beginnings of the names of files with licences.
 const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
 
-/// The parts that are linked statically and are no crates: the library of C, whose licence asks for a
-/// notice, and Rust's own.
+/// The parts that are linked statically and are no crates: the library of C, whose licence asks for
+/// a notice, and Rust's own.
 const NOT_CRATES: &str = "\
 musl: MIT https://musl.libc.org
 Rust's standard library: MIT OR Apache-2.0 https://github.com/rust-lang/rust
