@@ -24,8 +24,8 @@ mod support;
 pub mod sys;
 pub mod toml_reader;
 
-/// The version of this program: that of its package if it was built for one
-/// (`cargo xtask dist`), otherwise that of the release before or after it.
+/// The version of this program: its package's if `cargo xtask dist` has built it, otherwise that in
+/// `Cargo.toml`.
 pub const VERSION: &str = match option_env!("PLS_ROUTER_VERSION") {
     Some(version) => version,
     None => env!("CARGO_PKG_VERSION"),
