@@ -1,7 +1,7 @@
 //! A whole lab: the hosts, the wires between them and what runs on them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
@@ -40,6 +40,9 @@ pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// `[health]` of tests that are not about the time for which a state has to last: the probe's
 /// answer changes at once.
 const IMMEDIATE: &str = "down_after = \"0s\"\nup_after = \"0s\"";
+
+/// The name of the router's configuration.
+const CONFIGURATION: &str = "config.toml";
 
 /// The options of a lab.
 #[derive(Clone, Debug)]
@@ -129,9 +132,7 @@ impl Hosts {
             pls: host("pls")?,
             vnet: host("vnet")?,
             router: host("router")?,
-            more_routers: (1..routers)
-                .map(|number| host(&Seat::new(state, number).host))
-                .collect::<Result<_>>()?,
+            more_routers: (1..routers).map(|number| host(&Seat::new(number).host)).collect::<Result<_>>()?,
             firewall: host("firewall")?,
             internet: host("internet")?,
             vm: host("vm")?,
@@ -262,7 +263,7 @@ impl Lab {
     /// Lays the wires of a router VM, and gives it its addresses and routes.
     fn connect_router(&self, number: usize) -> Result<()> {
         let (vnet, nics) = (&self.hosts.vnet, self.options.nics);
-        let (router, seat) = (self.hosts.router(number), self.seat(number));
+        let (router, seat) = (self.hosts.router(number), Seat::new(number));
         // pls-router does not need the kernel to forward, so here it would only hide what the
         // router leaves alone.
         let kernel_forwards = matches!(self.options.router, Router::Nftables);
@@ -292,7 +293,7 @@ impl Lab {
 
     /// Takes a router VM off the network.
     pub(crate) fn disconnect_router(&self, number: usize) -> Result<()> {
-        let host = self.seat(number).host;
+        let host = Seat::new(number).host;
         self.hosts.vnet.ip(&match self.options.nics {
             Nics::One => format!("link del {host}"),
             Nics::Two => format!("link del {host}\nlink del {host}1"),
@@ -302,7 +303,7 @@ impl Lab {
 
     /// Makes the host of a router VM anew, after it is gone.
     pub(crate) fn recreate_router(&mut self, number: usize) -> Result<()> {
-        let host = create(&self.state, &self.seat(number).host)?;
+        let host = create(&self.state, &Seat::new(number).host)?;
         if number == 0 {
             self.hosts.router = host;
         } else {
@@ -311,7 +312,7 @@ impl Lab {
         self.connect_router(number)?;
         // Azure's network knows the MAC address of a new VM at once. Here its neighbours would send
         // to the old one for up to half a minute.
-        let Seat { address, second, .. } = self.seat(number);
+        let Seat { address, second, .. } = Seat::new(number);
         for neighbor in [&self.hosts.pls, &self.hosts.firewall] {
             for address in [address, second] {
                 neighbor.ip(&format!("neighbor flush to {address}"))?;
@@ -323,11 +324,6 @@ impl Lab {
     /// The addresses from which new connections have come to the firewall, since the lab is up.
     pub fn seen_by_firewall(&self) -> Result<BTreeSet<Ipv4Addr>> {
         firewall::sources(&self.hosts.firewall)
-    }
-
-    /// The place of a router.
-    pub(crate) fn seat(&self, number: usize) -> Seat {
-        Seat::new(&self.state, number)
     }
 
     fn start_services(&mut self) -> Result<()> {
@@ -367,7 +363,7 @@ impl Lab {
     /// Starts a second router that takes the place of the first one. The caller waits, and then
     /// makes it the lab's ([`Self::succeed_router`]).
     pub fn spawn_successor(&self) -> Result<Process> {
-        let command = self.pls_router_command(&["run", "--take-over"], &self.state.path("config.toml"))?;
+        let command = self.pls_router_command(&["run", "--take-over"], &self.state.path(CONFIGURATION))?;
         Process::spawn(&self.state, "pls-router", command)
     }
 
@@ -380,14 +376,14 @@ impl Lab {
 
     /// Takes the router off its interfaces, after it has been stopped.
     pub fn detach_router(&self) -> Result<()> {
-        let configuration = self.state.path("config.toml");
+        let configuration = self.state.path(CONFIGURATION);
         crate::command::run(&mut self.pls_router_command(&["detach"], &configuration)?).map(drop)
     }
 
     /// Starts the router and waits until its health endpoint answers 200.
     pub fn start_router(&mut self) -> Result<()> {
         let mut process = self.spawn_router()?;
-        let seat = self.seat(0);
+        let seat = Seat::new(0);
         process.wait_until(router::HEALTHY_LIMIT, || router::healthy(&seat, &self.hosts.router))?;
         self.router = Some(process);
         Ok(())
@@ -410,9 +406,8 @@ impl Lab {
                 options.helper.http_ok(state, &hosts.router, "health", listen)
             }
             Router::PlsRouter(binary) => {
-                let seat = self.seat(0);
-                seat.configure(&self.configuration(&options.rules))?;
-                router::start(state, &seat, &hosts.router, binary)
+                let configuration = state.write(CONFIGURATION, self.configuration(&options.rules))?;
+                router::start(state, &hosts.router, binary, &configuration)
             }
             Router::Machine => bail!("this lab's router is a machine, which starts by itself"),
         }
@@ -420,13 +415,20 @@ impl Lab {
 
     /// The whole configuration of this lab's router with these rules.
     pub fn configuration(&self, rules: &str) -> String {
-        self.configuration_of(0, rules)
+        let (socket, pins) = (self.state.path("api.sock"), self.state.path("bpf/pls-router"));
+        let admin = format!("socket = \"{}\"\npins = \"{}\"", socket.display(), pins.display());
+        self.configuration_with(rules, &admin)
     }
 
-    /// The whole configuration of one of the routers with these rules.
-    pub(crate) fn configuration_of(&self, number: usize, rules: &str) -> String {
+    /// The configuration of a router that has a file system of its own: its paths are the usual
+    /// ones.
+    pub(crate) fn machine_configuration(&self, rules: &str) -> String {
+        self.configuration_with(rules, "")
+    }
+
+    fn configuration_with(&self, rules: &str, admin: &str) -> String {
         let Options { nics, limits, self_test, health, .. } = &self.options;
-        router::configuration(&self.seat(number), *nics, rules, (limits, self_test, health))
+        router::configuration(*nics, rules, admin, (limits, self_test, health))
     }
 
     /// Sets the rules for the router's next start.
@@ -446,7 +448,7 @@ impl Lab {
 
     /// Runs a command of pls-router on the router VM to its end.
     pub fn pls_router(&self, args: &[&str]) -> Result<Output> {
-        crate::command::output(&mut self.pls_router_command(args, &self.state.path("config.toml"))?)
+        crate::command::output(&mut self.pls_router_command(args, &self.state.path(CONFIGURATION))?)
     }
 
     /// A command of pls-router on the router VM, with this configuration.
@@ -462,7 +464,7 @@ impl Lab {
     pub fn pls_router_json<T: serde::de::DeserializeOwned>(&self, args: &[&str]) -> Result<T> {
         let args: Vec<&str> = args.iter().copied().chain(["-o", "json"]).collect();
         let text =
-            crate::command::run(&mut self.pls_router_command(&args, &self.state.path("config.toml"))?)?;
+            crate::command::run(&mut self.pls_router_command(&args, &self.state.path(CONFIGURATION))?)?;
         serde_json::from_str(&text).with_context(|| format!("`pls-router {}` printed {text}", args.join(" ")))
     }
 
@@ -475,17 +477,17 @@ impl Lab {
 
     /// The status and body of the router's health endpoint.
     pub fn health(&self) -> Result<(u16, String)> {
-        router::health(&self.seat(0), &self.hosts.router, "/")
+        router::health(&Seat::new(0), &self.hosts.router, "/")
     }
 
     /// The status and body of the health endpoint's answer about liveness.
     pub fn live(&self) -> Result<(u16, String)> {
-        router::health(&self.seat(0), &self.hosts.router, "/live")
+        router::health(&Seat::new(0), &self.hosts.router, "/live")
     }
 
     /// Returns `true` if the load balancer sends new connections to the router now.
     pub fn in_service(&self) -> Result<bool> {
-        Ok(balancer::in_service(&self.hosts.pls)?.contains(&self.seat(0).address))
+        Ok(balancer::in_service(&self.hosts.pls)?.contains(&Seat::new(0).address))
     }
 
     /// Waits until the load balancer has the router in service, and says how long that took.
@@ -547,14 +549,19 @@ impl Lab {
     }
 
     /// Leaves the lab up after this process.
-    pub fn keep(mut self) -> Result<()> {
+    pub fn keep(self) -> Result<()> {
+        self.keep_with(BTreeMap::new())
+    }
+
+    /// As [`Self::keep`], with hosts that have a file system of their own, by a process of each.
+    pub(crate) fn keep_with(mut self, machines: BTreeMap<String, u32>) -> Result<()> {
         let binary = match &self.options.router {
             Router::PlsRouter(binary) => Some(binary.clone()),
             Router::Nftables | Router::Machine => None,
         };
         let mut hosts = HOSTS.map(str::to_owned).to_vec();
-        hosts.extend((1..self.options.routers).map(|number| self.seat(number).host));
-        self.state.keep(&About { hosts, binary })?;
+        hosts.extend((1..self.options.routers).map(|number| Seat::new(number).host));
+        self.state.keep(&About { hosts, binary, machines })?;
         for process in self.services.iter_mut().chain(&mut self.probe).chain(&mut self.router) {
             process.leave();
         }

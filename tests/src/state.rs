@@ -7,6 +7,7 @@
 //! start time) or if they live in one of its namespaces.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
     os::unix::fs::MetadataExt as _,
@@ -43,6 +44,8 @@ pub struct About {
     pub hosts: Vec<String>,
     /// The daemon's binary, if a daemon runs.
     pub binary: Option<PathBuf>,
+    /// The hosts that have a file system of their own, by a process of each.
+    pub machines: BTreeMap<String, u32>,
 }
 
 /// The directory of a live lab, and the claim on its id.

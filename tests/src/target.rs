@@ -7,6 +7,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -15,10 +16,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Lab, Process, addresses::ROUTER, command, variants::beside};
+use crate::{Lab, Process, addresses::SSHD_PORT, command, hosts::router::Seat, variants::beside};
 
-/// The port on which its sshd listens; the port of SSH itself is the lab's echo server's.
-const PORT: u16 = 2222;
+/// Names the program of `cargo xtask`.
+const XTASK_VARIABLE: &str = "PLS_XTASK_BIN";
 
 /// The time that its sshd may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -36,46 +37,66 @@ pub const OPERATOR: &str = "azureuser";
 /// The sshd and what is around it. The machine goes away with the lab.
 #[derive(Debug)]
 pub struct Target {
+    /// The number of the lab's router that it is.
+    number: usize,
     sshd: Process,
+    /// The files of the machine, and those for ssh.
     directory: PathBuf,
-    xtask: PathBuf,
 }
 
 impl Target {
-    /// Makes the machine. `ssh -F` with [`Target::ssh_config`] reaches it from the lab's *vm* as
-    /// `target` (root), and as `azureuser`; `stranger`, `impostor`, `locked-out`, `closed` and
-    /// `nowhere` are ways not to reach it.
-    pub fn start(lab: &Lab) -> Result<Self> {
-        let this = std::env::current_exe().context("cannot tell which binary this is")?;
-        let xtask = beside(&this, "xtask");
-        ensure!(xtask.is_file(), "there is no {}; `cargo build -p xtask` makes it", xtask.display());
-
+    /// Makes a machine of the lab's router with this number. `ssh -F` with [`Target::ssh_config`]
+    /// reaches it from the lab's *vm* as `target` (root), and as `azureuser`; `stranger`,
+    /// `impostor`, `locked-out`, `closed` and `nowhere` are ways not to reach it.
+    pub fn start(lab: &Lab, number: usize) -> Result<Self> {
         for package in ["openssh-client", "openssh-server", "socat"] {
             command::require(package)?;
         }
-        let state = lab.state();
-        let directory = state.directory("target")?;
-        state.directory("target/memory")?;
-        state.directory("target/files")?;
-        state.directory("target/stand-ins")?;
+        let seat = Seat::new(number);
+        let (state, router) = (lab.state(), lab.hosts.router(number));
+        let place = format!("target-{}", seat.host);
+        let directory = state.path(&place);
+        if directory.exists() {
+            // Of the machine that was there before.
+            fs::remove_dir_all(&directory)
+                .with_context(|| format!("cannot remove {}", directory.display()))?;
+        }
+        for name in ["memory", "files", "stand-ins"] {
+            state.directory(&format!("{place}/{name}"))?;
+        }
         let host_key = key(&directory.join("files/host_key"))?;
         let user_key = key(&directory.join("user_key"))?;
         let other_key = key(&directory.join("other_key"))?;
-        state.write("target/files/authorized_keys", &user_key)?;
-        state.write("target/files/sshd_config", sshd_config())?;
-        state.write("target/known_hosts", format!("[{ROUTER}]:{PORT} {host_key}"))?;
-        state.write("target/changed_hosts", format!("[{ROUTER}]:{PORT} {other_key}"))?;
-        state.write("target/ssh_config", ssh_config(&directory))?;
-        state.write("target/stand-ins/systemctl", SYSTEMCTL)?;
-        state.write("target/stand-ins/journalctl", JOURNALCTL)?;
-        let script = state.write("target/machine.sh", MACHINE)?;
+        let known = |key: &str| format!("[{}]:{SSHD_PORT} {key}", seat.address);
+        for (name, content) in [
+            ("files/authorized_keys", user_key),
+            ("files/sshd_config", sshd_config(seat.address)),
+            ("known_hosts", known(&host_key)),
+            ("changed_hosts", known(&other_key)),
+            ("ssh_config", ssh_config(seat.address, &directory)),
+            ("stand-ins/systemctl", SYSTEMCTL.to_owned()),
+            ("stand-ins/journalctl", JOURNALCTL.to_owned()),
+            ("machine.sh", MACHINE.to_owned()),
+        ] {
+            state.write(&format!("{place}/{name}"), content)?;
+        }
 
-        let mut machine = lab.hosts.router.command("sh")?;
-        machine.arg(script);
+        let mut machine = router.command("sh")?;
+        machine.arg(directory.join("machine.sh"));
         machine.args(["memory", "files", "stand-ins"].map(|name| directory.join(name)));
-        let mut sshd = Process::spawn(state, "sshd", machine)?;
-        sshd.wait_until(START_LIMIT, || lab.hosts.router.listens_tcp(PORT))?;
-        Ok(Self { sshd, directory, xtask })
+        let mut sshd = Process::spawn(state, &format!("sshd-{}", seat.host), machine)?;
+        sshd.wait_until(START_LIMIT, || router.listens_tcp(SSHD_PORT))?;
+        Ok(Self { number, sshd, directory })
+    }
+
+    /// The machine stays up after this process.
+    pub(crate) fn leave(&mut self) {
+        self.sshd.leave();
+    }
+
+    /// The id of a process of the machine.
+    pub(crate) fn pid(&self) -> u32 {
+        self.sshd.pid()
     }
 
     /// A file of the target, as this process reaches it.
@@ -89,15 +110,16 @@ impl Target {
     }
 
     /// A part of a configuration for ssh: the machine of `lab` by another name, as root unless
-    /// another user is asked for, also from other labs.
+    /// another user is asked for, from anywhere on the machine that runs the lab.
     pub fn known_as(&self, lab: &Lab, name: &str) -> String {
-        let (directory, router) = (self.directory.display(), lab.hosts.router.name());
+        let (directory, vm) = (self.directory.display(), lab.hosts.vm.name());
+        let address = Seat::new(self.number).address;
         format!(
             "Host {name}\n\
-             \tHostName {ROUTER}\n\
-             \tPort {PORT}\n\
+             \tHostName {address}\n\
+             \tPort {SSHD_PORT}\n\
              \tUser root\n\
-             \tProxyCommand ip netns exec {router} socat - TCP:{ROUTER}:{PORT}\n\
+             \tProxyCommand ip netns exec {vm} socat - TCP:{address}:{SSHD_PORT}\n\
              \tIdentityFile {directory}/user_key\n\
              \tIdentitiesOnly yes\n\
              \tUserKnownHostsFile {directory}/known_hosts\n\
@@ -106,16 +128,10 @@ impl Target {
         )
     }
 
-    /// The program of `cargo xtask`.
-    pub fn xtask(&self) -> &Path {
-        &self.xtask
-    }
-
     /// `xtask deploy` with these arguments, on the lab's *vm*. The first may be what to do.
     pub fn deploy_command(&self, lab: &Lab, args: &[&str]) -> Result<Command> {
-        let mut command = lab.hosts.vm.command(&self.xtask)?;
-        command.env("TMPDIR", lab.state().path("tmp"));
-        command.arg("deploy").args(args);
+        let mut command = deploy(lab)?;
+        command.args(args);
         if !args.contains(&"--ssh-config") {
             command.arg("--ssh-config").arg(self.ssh_config());
         }
@@ -129,15 +145,20 @@ impl Target {
 
     /// Runs `xtask dist` on a binary. Returns what it says of the package.
     pub fn dist(&self, binary: &Path, version: &str) -> Result<String> {
-        let mut command = Command::new(&self.xtask);
+        let mut command = Command::new(xtask()?);
         command::run(command.args(["dist", "--version", version, "--binary"]).arg(binary))
+    }
+
+    /// A command on the machine, as root.
+    pub(crate) fn command(&self, lab: &Lab, program: &str) -> Result<Command> {
+        let mut nsenter = lab.hosts.router(self.number).command("nsenter")?;
+        nsenter.args(enter(self.pid())).arg(program);
+        Ok(nsenter)
     }
 
     /// Runs a script of sh on the machine, as root. Returns its output.
     pub fn run(&self, lab: &Lab, script: &str) -> Result<String> {
-        let mut nsenter = lab.hosts.router.command("nsenter")?;
-        nsenter.arg("--mount").arg("--target").arg(self.sshd.pid().to_string());
-        command::run(nsenter.args(["--wd=/", "sh", "-c", script]))
+        command::run(self.command(lab, "sh")?.args(["-c", script]))
     }
 
     /// Puts a program of the machine in the place of another one; it is found before the real one.
@@ -203,6 +224,33 @@ impl Target {
     }
 }
 
+/// The program of `cargo xtask`: the one that runs this process, else the one beside it.
+pub fn xtask() -> Result<PathBuf> {
+    let xtask = match std::env::var_os(XTASK_VARIABLE) {
+        Some(xtask) => xtask.into(),
+        None => beside(&std::env::current_exe().context("cannot tell which binary this is")?, "xtask"),
+    };
+    ensure!(xtask.is_file(), "there is no {}; `cargo build -p xtask` makes it", xtask.display());
+    Ok(xtask)
+}
+
+/// `xtask deploy`, on a lab's *vm*.
+pub(crate) fn deploy(lab: &Lab) -> Result<Command> {
+    let mut command = lab.hosts.vm.command(xtask()?)?;
+    command.env("TMPDIR", lab.state().path("tmp")).arg("deploy");
+    Ok(command)
+}
+
+/// Copies a program without its symbols: a tenth of the size to copy over and over.
+pub fn strip(binary: &Path, to: &Path) -> Result<()> {
+    command::run(Command::new("strip").arg("-o").arg(to).arg(binary)).map(drop)
+}
+
+/// The arguments of nsenter that lead into the machine of a process.
+pub fn enter(pid: u32) -> [String; 4] {
+    ["--mount".to_owned(), "--target".to_owned(), pid.to_string(), "--wd=/".to_owned()]
+}
+
 /// The files on a target.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Snapshot {
@@ -220,10 +268,10 @@ pub(crate) fn key(path: &Path) -> Result<String> {
     fs::read_to_string(&public).with_context(|| format!("cannot read {}", public.display()))
 }
 
-fn sshd_config() -> String {
+fn sshd_config(address: Ipv4Addr) -> String {
     format!(
-        "Port {PORT}\n\
-         ListenAddress {ROUTER}\n\
+        "Port {SSHD_PORT}\n\
+         ListenAddress {address}\n\
          HostKey /run/target/host_key\n\
          AuthorizedKeysFile /run/target/authorized_keys\n\
          PermitRootLogin prohibit-password\n\
@@ -236,11 +284,11 @@ fn sshd_config() -> String {
     )
 }
 
-fn ssh_config(directory: &Path) -> String {
+fn ssh_config(address: Ipv4Addr, directory: &Path) -> String {
     let directory = directory.display();
     format!(
         "Host target {OPERATOR} stranger impostor locked-out closed\n\
-         \tHostName {ROUTER}\n\
+         \tHostName {address}\n\
          Host closed\n\
          \tPort 2223\n\
          Host impostor\n\
@@ -256,7 +304,7 @@ fn ssh_config(directory: &Path) -> String {
          Host * !locked-out\n\
          \tIdentityFile {directory}/user_key\n\
          Host *\n\
-         \tPort {PORT}\n\
+         \tPort {SSHD_PORT}\n\
          \tUser root\n\
          \tIdentitiesOnly yes\n\
          \tUserKnownHostsFile {directory}/known_hosts\n\

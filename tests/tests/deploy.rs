@@ -24,7 +24,7 @@ use lab::{
     client::Tcp,
     command,
     helper::Helper,
-    target::{OPERATOR, Snapshot, Target},
+    target::{self, OPERATOR, Snapshot, Target},
     wait,
 };
 
@@ -53,14 +53,13 @@ impl Bench {
     fn up() -> Self {
         let router = check(Router::find());
         let Router::PlsRouter(binary) = &router else { panic!("{router:?} cannot be deployed") };
-        let binary = binary.display().to_string();
+        let binary = binary.clone();
         let helper = Helper::new(env!("CARGO_BIN_EXE_lab"));
         let lab = check(Lab::up(Options { start_router: false, ..Options::new(Nics::One, router, helper) }));
-        let target = check(Target::start(&lab));
-        // What is copied over and over: a tenth of the size.
-        let stripped = lab.state().path("tmp/pls-router").display().to_string();
-        check(command::run(Command::new("strip").args(["-o", &stripped, &binary])));
-        let binary = stripped;
+        let target = check(Target::start(&lab, 0));
+        let stripped = lab.state().path("tmp/pls-router");
+        check(target::strip(&binary, &stripped));
+        let binary = stripped.display().to_string();
         Self { target, binary, lab }
     }
 
@@ -813,7 +812,7 @@ impl Desk {
              esac\n\
              exec '{}' deploy \"$@\" --ssh-config '{}'\n",
             binary.display(),
-            first.target.xtask().display(),
+            check(target::xtask()).display(),
             fleet.ssh_config
         );
         let program = check(state.write("desk/cargo", cargo));

@@ -1,5 +1,6 @@
 //! `cargo xtask lab`: the router at work in a network of namespaces.
 
+use std::env;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -26,8 +27,13 @@ pub(crate) const OTHER_LAYOUT: &str = "pls-router-other-layout";
 /// Tells the lab and the tests which `pls-router` to run.
 pub(crate) const ROUTER_VARIABLE: &str = "PLS_ROUTER_BIN";
 
+/// Tells them which `xtask` deploys.
+const XTASK_VARIABLE: &str = "PLS_XTASK_BIN";
+
 fn run(arguments: &[OsString]) -> Result<ExitCode> {
-    become_program("lab", arguments, &[Use::Lab])
+    // Several routers are machines, on which `deploy` installs.
+    let is_fleet = arguments.iter().any(|argument| argument.to_string_lossy().starts_with("--routers"));
+    become_program("lab", arguments, if is_fleet { &[Use::Lab, Use::Deploy] } else { &[Use::Lab] })
 }
 
 /// Builds the router and `program` of the lab's package, and becomes that program. Packages beside
@@ -48,7 +54,8 @@ pub(crate) fn become_program(program: &str, arguments: &[OsString], uses: &[Use]
     build.args(["--release", "-p", "router-user", "-p", "lab", "--bin", "pls-router", "--bin", program]);
     system::run(&mut build)?;
     let mut command = Command::new(release_binary(program));
-    command.args(arguments).env(ROUTER_VARIABLE, release_binary("pls-router"));
+    let this = env::current_exe().context("cannot tell which binary this is")?;
+    command.args(arguments).env(ROUTER_VARIABLE, release_binary("pls-router")).env(XTASK_VARIABLE, this);
     // In our place, so that Ctrl-C reaches it and its exit code is ours.
     Err(command.exec()).with_context(|| format!("cannot start {}", command.get_program().display()))
 }

@@ -17,13 +17,15 @@ use lab::{
     helper::{Server, this_binary},
     paths, state,
     story::{self, tell},
+    target,
 };
 
 /// The name of the lab if none is given.
 const DEFAULT: &str = "default";
 
 /// The story of several routers.
-const FLEET: Size = Size { connections: 20, sockets: 4, healthy_for: Duration::from_secs(5) };
+const FLEET: Size =
+    Size { connections: 20, sockets: 4, drain: Duration::from_secs(5), healthy_for: Duration::from_secs(5) };
 
 /// Azure's network around pls-router, in network namespaces: a serverless client, Private Link with
 /// a load balancer, the router VM, a firewall and the internet. Brings it up, sends real traffic,
@@ -49,7 +51,7 @@ struct Arguments {
     #[arg(long, value_enum, default_value = "1")]
     nics: NicsArgument,
     /// Router VMs behind the load balancer. More than one have a story of their own: one is
-    /// drained, one dies, all are upgraded, and the firewall fails.
+    /// drained, one dies, `deploy` upgrades all, and the firewall fails.
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = routers)]
     routers: usize,
     /// The router.
@@ -138,9 +140,6 @@ fn enter(id: &str, words: &[String]) -> Result<std::convert::Infallible> {
         bail!("there is no host \"{host}\"; the lab's hosts are {}", about.hosts.join(", "));
     }
     let directory = paths::directory(id);
-    // Further routers have their files in directories of their own.
-    let own_files = directory.join(host);
-    let files = if own_files.is_dir() { &own_files } else { &directory };
     let mut namespace = Namespace::existing(&paths::namespace_name(id, host))?;
     namespace.set_etc(&directory.join("etc").join(host));
 
@@ -149,14 +148,20 @@ fn enter(id: &str, words: &[String]) -> Result<std::convert::Infallible> {
         Some((program, args)) => (program.as_str(), args),
         None => (shell.as_str(), [].as_slice()),
     };
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let own = about.binary.as_deref().and_then(Path::parent).map(Path::to_owned);
-    let path = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path)))?;
+    let mut command = if let Some(machine) = about.machines.get(host) {
+        let mut nsenter = namespace.interactive("nsenter")?;
+        nsenter.args(target::enter(*machine)).arg(program);
+        nsenter
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let own = about.binary.as_deref().and_then(Path::parent).map(Path::to_owned);
+        let path = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path)))?;
+        let mut command = namespace.interactive(program)?;
+        command.env("PATH", path).env("PLS_ROUTER_CONFIG", directory.join("config.toml"));
+        command
+    };
     let authority = directory.join("conf/ca.pem");
-
-    let mut command = namespace.interactive(program)?;
-    command.args(args).env("PATH", path).env("PLS_ROUTER_CONFIG", files.join("config.toml"));
-    command.env("CURL_CA_BUNDLE", &authority).env("SSL_CERT_FILE", &authority);
+    command.args(args).env("CURL_CA_BUNDLE", &authority).env("SSL_CERT_FILE", &authority);
     Err(command.exec()).with_context(|| format!("cannot run {program} on {host}"))
 }
 
@@ -193,7 +198,12 @@ fn run(arguments: &Arguments) -> Result<bool> {
         stage.play();
         let (story, fleet) = stage.end();
         if arguments.keep {
+            let ssh_config = fleet.ssh_config();
             fleet.keep()?;
+            tell(&format!(
+                "`deploy` reaches its routers: cargo xtask deploy status router router2 --ssh-config {}",
+                ssh_config.display()
+            ));
         }
         story
     } else {

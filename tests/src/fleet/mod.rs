@@ -1,7 +1,8 @@
 //! Several routers behind the load balancer: a [`Lab`] in which all of them run.
 //!
-//! Each has its own host, addresses, daemon, pins and API. Nothing is shared between them, as
-//! between VMs.
+//! Each has its own host and file system, addresses, daemon, pins and API: it is a [`Target`], on
+//! which `cargo xtask deploy` has installed pls-router. Nothing is shared between them, as between
+//! VMs.
 
 mod crowd;
 mod report;
@@ -11,6 +12,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     net::Ipv4Addr,
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
     process::{Command, Output},
     time::{Duration, Instant},
 };
@@ -26,10 +29,11 @@ use serde::de::DeserializeOwned;
 pub use self::crowd::{Crowd, Kind, Newcomers};
 use crate::{
     balancer, command,
-    hosts::router,
+    hosts::router::{self, Seat},
     lab::{Lab, Options},
     namespace,
     process::Process,
+    target::{self, Target},
     variants::Router,
     wait,
 };
@@ -37,14 +41,17 @@ use crate::{
 /// The limit for the processes of a VM that is killed to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// The limit for a daemon to start and take over from another one, on a machine that is busy.
-const TAKE_OVER_LIMIT: Duration = Duration::from_secs(60);
+/// The rights of a program.
+const EXECUTABLE: u32 = 0o755;
+
+/// The options of a deploy that asks for nothing but a probe that answers 200.
+const AT_ONCE: [&str; 4] = ["--drain", "0", "--healthy-for", "0"];
 
 /// A fleet that is up. Its routers go by their numbers, from 0.
 #[derive(Debug)]
 pub struct Fleet {
-    /// The daemons; `None` for a VM that is dead.
-    daemons: Vec<Option<Process>>,
+    /// The router VMs; `None` for one that is dead.
+    machines: Vec<Option<Target>>,
     // Last, so that it is dropped last: it removes all that is left.
     lab: Lab,
 }
@@ -52,17 +59,82 @@ pub struct Fleet {
 impl Fleet {
     /// Brings a fleet up; all routers are in service when this returns.
     pub fn up(options: Options) -> Result<Self> {
-        ensure!(matches!(options.router, Router::PlsRouter(_)), "a fleet's routers are pls-router");
+        let Router::PlsRouter(binary) = &options.router else { bail!("a fleet's routers are pls-router") };
+        let binary = binary.clone();
         let lab = Lab::up(Options { start_router: false, ..options })?;
-        let mut fleet = Self { daemons: (0..lab.options.routers).map(|_| None).collect(), lab };
+        let mut fleet = Self { machines: (0..lab.options.routers).map(|_| None).collect(), lab };
+        let state = fleet.lab.state();
+        state.directory("release")?;
+        target::strip(&binary, &fleet.binary())?;
+        let configuration = fleet.lab.machine_configuration(&fleet.lab.options.rules);
+        state.write("release/router.toml", configuration)?;
+        let names: Vec<_> = fleet.numbers().into_iter().map(|number| fleet.name(number)).collect();
+        state.write("release/inventory", names.join("\n"))?;
         for number in fleet.numbers() {
-            fleet.daemons[number] = Some(fleet.spawn(number, &["run"])?);
+            fleet.machines[number] = Some(Target::start(&fleet.lab, number)?);
         }
+        fleet.write_ssh_config()?;
+        let (config, number) = (fleet.configuration(), fleet.numbers().len().to_string());
+        let mut install = fleet.deploy_to_all()?;
+        install.arg("--config").arg(config).args(["--max-unavailable", &number]).args(AT_ONCE);
+        command::run(&mut install)?;
         for number in fleet.numbers() {
-            fleet.wait_healthy(number)?;
             fleet.wait_in_service(number, true, router::HEALTHY_LIMIT)?;
         }
         Ok(fleet)
+    }
+
+    /// The program that is deployed.
+    fn binary(&self) -> PathBuf {
+        self.lab.state().path("release/pls-router")
+    }
+
+    /// The configuration of all routers.
+    fn configuration(&self) -> PathBuf {
+        self.lab.state().path("release/router.toml")
+    }
+
+    /// The configuration for ssh by which the routers are reached, by the names of their hosts.
+    pub fn ssh_config(&self) -> PathBuf {
+        self.lab.state().path("release/ssh_config")
+    }
+
+    fn write_ssh_config(&self) -> Result<()> {
+        let known = self.numbers().into_iter().filter_map(|number| {
+            let machine = self.machines[number].as_ref()?;
+            Some(machine.known_as(&self.lab, &self.name(number)))
+        });
+        self.lab.state().write("release/ssh_config", known.collect::<String>()).map(drop)
+    }
+
+    /// `xtask deploy` of the program.
+    fn deploy(&self) -> Result<Command> {
+        let mut deploy = target::deploy(&self.lab)?;
+        deploy.arg("--ssh-config").arg(self.ssh_config()).arg("--binary").arg(self.binary());
+        Ok(deploy)
+    }
+
+    fn deploy_to_all(&self) -> Result<Command> {
+        let mut deploy = self.deploy()?;
+        deploy.arg("--inventory").arg(self.lab.state().path("release/inventory"));
+        Ok(deploy)
+    }
+
+    /// Begins to deploy another version to all routers, one after the other: each is drained for
+    /// `drain`, and has to be healthy for `healthy_for` before the next one's turn.
+    pub(crate) fn begin_upgrade(&self, drain: Duration, healthy_for: Duration) -> Result<Process> {
+        let binary = self.binary();
+        let mut next = fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))?;
+        // Another version by its bytes; nothing reads those after the last section of an ELF file.
+        next.push(0);
+        let written = fs::write(&binary, next)
+            .and_then(|()| fs::set_permissions(&binary, fs::Permissions::from_mode(EXECUTABLE)));
+        written.with_context(|| format!("cannot write {}", binary.display()))?;
+        let mut upgrade = self.deploy_to_all()?;
+        for (option, time) in [("--drain", drain), ("--healthy-for", healthy_for)] {
+            upgrade.arg(option).arg(time.as_secs().to_string());
+        }
+        Process::spawn(self.lab.state(), "deploy", upgrade)
     }
 
     /// The lab around the routers.
@@ -77,45 +149,39 @@ impl Fleet {
 
     /// The numbers of the routers that are not dead.
     pub fn alive(&self) -> Vec<usize> {
-        self.numbers().into_iter().filter(|number| self.daemons[*number].is_some()).collect()
+        self.numbers().into_iter().filter(|number| self.machines[*number].is_some()).collect()
     }
 
     /// The name of a router's host.
     pub fn name(&self, number: usize) -> String {
-        self.lab.seat(number).host
+        Seat::new(number).host
     }
 
     /// The address of a router, which is its SNAT address as well if it has one NIC.
     pub fn address(&self, number: usize) -> Ipv4Addr {
-        self.lab.seat(number).address
+        Seat::new(number).address
     }
 
     /// The address of a router's second NIC, if the fleet's routers have one.
     pub fn second_address(&self, number: usize) -> Ipv4Addr {
-        self.lab.seat(number).second
+        Seat::new(number).second
     }
 
-    /// Starts a daemon with these arguments, and the configuration of this lab.
-    fn spawn(&self, number: usize, arguments: &[&str]) -> Result<Process> {
-        let seat = self.lab.seat(number);
-        seat.configure(&self.lab.configuration_of(number, &self.lab.options.rules))?;
-        Process::spawn(self.lab.state(), &seat.log_name(), self.command(number, arguments)?)
+    fn machine(&self, number: usize) -> Result<&Target> {
+        self.machines[number].as_ref().with_context(|| format!("{} is dead", self.name(number)))
     }
 
-    fn wait_healthy(&mut self, number: usize) -> Result<()> {
-        let Self { daemons, lab } = self;
-        let daemon = daemons[number].as_mut().context("this router is dead")?;
-        let seat = lab.seat(number);
-        daemon.wait_until(router::HEALTHY_LIMIT, || router::healthy(&seat, lab.hosts.router(number)))
+    /// The id of a router's daemon.
+    pub(crate) fn daemon(&self, number: usize) -> Result<u32> {
+        let daemon = self.machine(number)?.daemon();
+        daemon.with_context(|| format!("no daemon runs on {}", self.name(number)))
     }
 
     /// A command of pls-router on a router VM.
-    pub fn command(&self, number: usize, arguments: &[&str]) -> Result<Command> {
-        let Router::PlsRouter(binary) = &self.lab.options.router else {
-            bail!("this fleet's routers are not pls-router")
-        };
-        let configuration = self.lab.seat(number).configuration();
-        router::command(self.lab.hosts.router(number), binary, &configuration, arguments)
+    fn command(&self, number: usize, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.machine(number)?.command(&self.lab, "pls-router")?;
+        command.args(arguments);
+        Ok(command)
     }
 
     /// Runs a command of pls-router on a router VM to its end.
@@ -139,7 +205,7 @@ impl Fleet {
 
     /// The status and body that a router's health endpoint answers with for a path.
     pub fn health(&self, number: usize, path: &str) -> Result<(u16, String)> {
-        router::health(&self.lab.seat(number), self.lab.hosts.router(number), path)
+        router::health(&Seat::new(number), self.lab.hosts.router(number), path)
     }
 
     /// Waits until a router's health endpoint answers `wanted`. Returns its text.
@@ -198,7 +264,6 @@ impl Fleet {
 
     /// Kills a VM as the failure of its host does, in one moment: wires, processes, programs.
     pub fn kill_vm(&mut self, number: usize) -> Result<()> {
-        let seat = self.lab.seat(number);
         self.lab.disconnect_router(number)?;
         let host = self.lab.hosts.router(number).name().to_owned();
         wait::until(&format!("the processes of {host} to end"), KILL_LIMIT, || {
@@ -210,42 +275,21 @@ impl Fleet {
             ensure!(pids.trim().is_empty(), "there are still {pids}");
             Ok(())
         })?;
-        self.daemons[number] = None;
-        namespace::remove(&host)?;
-        // Programs and maps live as long as their pins.
-        if seat.pins.exists() {
-            fs::remove_dir_all(&seat.pins)
-                .with_context(|| format!("cannot remove {}", seat.pins.display()))?;
-        }
-        seat.clear()
+        // Its programs, maps and files go with the last process.
+        self.machines[number] = None;
+        namespace::remove(&host)
     }
 
     /// Puts a new VM in the place of a dead one, as a scale set does: with the same configuration
     /// and the same address. It is healthy when this returns.
     pub fn replace_vm(&mut self, number: usize) -> Result<()> {
-        ensure!(self.daemons[number].is_none(), "{} is not dead", self.name(number));
+        ensure!(self.machines[number].is_none(), "{} is not dead", self.name(number));
         self.lab.recreate_router(number)?;
-        self.daemons[number] = Some(self.spawn(number, &["run"])?);
-        self.wait_healthy(number)
-    }
-
-    /// Starts another daemon that takes over from the one that runs, as an upgrade does. Returns
-    /// how long that took.
-    pub fn upgrade(&mut self, number: usize) -> Result<Duration> {
-        let start = Instant::now();
-        let mut successor = self.spawn(number, &["run", "--take-over"])?;
-        let before = self.daemons[number].as_mut().context("this router is dead")?;
-        // It loads its programs first, and only then does the one before it end.
-        successor.wait_until(TAKE_OVER_LIMIT, || {
-            before.ended()?.map(drop).context("the daemon before it still runs")
-        })?;
-        let status = before.wait(router::STOP_LIMIT)?;
-        self.daemons[number] = Some(successor);
-        ensure!(status.success(), "the daemon before it ended with {status}");
-        wait::until("the new daemon", router::HEALTHY_LIMIT, || {
-            self.status(number)?;
-            Ok(start.elapsed())
-        })
+        self.machines[number] = Some(Target::start(&self.lab, number)?);
+        self.write_ssh_config()?;
+        let mut install = self.deploy()?;
+        install.arg(self.name(number)).arg("--config").arg(self.configuration()).args(AT_ONCE);
+        command::run(&mut install).map(drop)
     }
 
     /// Takes the firewall off its wire to the routers, or puts it back.
@@ -256,9 +300,14 @@ impl Fleet {
 
     /// Leaves the lab up after this process.
     pub fn keep(mut self) -> Result<()> {
-        for daemon in self.daemons.iter_mut().flatten() {
-            daemon.leave();
+        let mut processes = BTreeMap::new();
+        for number in self.alive() {
+            let name = self.name(number);
+            if let Some(machine) = &mut self.machines[number] {
+                machine.leave();
+                processes.insert(name, machine.pid());
+            }
         }
-        self.lab.keep()
+        self.lab.keep_with(processes)
     }
 }

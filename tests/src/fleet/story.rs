@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use router_user::model::Drain;
 
 use super::{
@@ -34,6 +34,8 @@ const FOUND_OUT: Duration = Duration::from_secs(20);
 /// The limit for connections to go on after an outage: TCP sends a lost segment again after 0.2,
 /// 0.6, 1.4, 3, 6.2, 12.6, 25.4 and 51 s.
 const RESUMED: Duration = Duration::from_secs(60);
+/// The limit for one router's upgrade.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(120);
 /// After so long without an answer, while others get theirs within a second, a connection is lost.
 const SILENCE: Duration = Duration::from_secs(3);
 /// A new connection takes no longer than this, where it gets answers.
@@ -51,7 +53,11 @@ pub struct Size {
     pub connections: usize,
     /// UDP sockets that stay, for each router.
     pub sockets: usize,
-    /// The time for which an upgraded router has to be healthy before the next one's turn.
+    /// The time for which a router is drained before it is upgraded, in whole seconds: longer than
+    /// the load balancer takes to notice.
+    pub drain: Duration,
+    /// The time for which an upgraded router has to be healthy before the next one's turn, in whole
+    /// seconds: longer than the load balancer takes to notice.
     pub healthy_for: Duration,
 }
 
@@ -289,23 +295,18 @@ impl Stage {
     /// All routers are upgraded, one after the other.
     pub fn upgrades(&mut self) {
         let Self { story, size, crowd, book, fleet, .. } = self;
-        let lasts = seconds(size.healthy_for);
         story.scene(
             &format!(
-                "all are upgraded in turn: drained, taken over by another daemon, undrained, healthy for {lasts}"
+                "`cargo xtask deploy` upgrades all in turn: drained for {}, restarted, healthy for {}",
+                seconds(size.drain),
+                seconds(size.healthy_for)
             ),
-            "no connection to be lost",
+            "no connection to be lost, and never more than one router to be out of service",
             || {
                 let newcomers = some_newcomers(crowd)?;
                 let standing = crowd.ports(Kind::Tcp);
                 crowd.take_slowest(&standing);
-                let mut times = Vec::new();
-                for router in fleet.numbers() {
-                    let name = fleet.name(router);
-                    let took = upgrade(fleet, router, size.healthy_for);
-                    let took = took.with_context(|| format!("at {name}, and the next ones were not begun"))?;
-                    times.push(format!("{name} {}", seconds(took)));
-                }
+                let turns = upgrade(fleet, size)?;
                 let newcomers = newcomers.finish()?;
                 enter(book, &newcomers, fleet)?;
                 none_failed(&newcomers)?;
@@ -313,12 +314,17 @@ impl Stage {
                 book.look(fleet)?;
                 ensure!(crowd.broken().is_empty(), "{:?}", crowd.broken());
                 ensure!(book.moved(&standing).is_empty(), "TCP connections have moved");
+                let turns: Vec<_> = turns
+                    .into_iter()
+                    .map(|(router, out)| format!("{} for {}", fleet.name(router), seconds(out)))
+                    .collect();
                 Ok(format!(
-                    "0 of {} connections lost, no answer slower than {} ms; 0 of {} new ones failed; {}",
+                    "0 of {} connections lost, no answer slower than {} ms; 0 of {} new ones failed; out of \
+                     service: {}",
                     standing.len(),
                     crowd.take_slowest(&standing).as_millis(),
                     newcomers.len(),
-                    times.join(", ")
+                    turns.join(", ")
                 ))
             },
         );
@@ -468,22 +474,41 @@ fn none_failed(newcomers: &[Newcomer]) -> Result<()> {
     Ok(())
 }
 
-/// Upgrades a router as `cargo xtask deploy` does on a machine with systemd: the same steps, with
-/// `run --take-over` in place of `systemctl restart`.
-fn upgrade(fleet: &mut Fleet, router: usize, healthy_for: Duration) -> Result<Duration> {
-    let began = Instant::now();
-    let _drain: Drain = fleet.json(router, &["drain"])?;
-    fleet.wait_in_service(router, false, out_limit(fleet))?;
-    fleet.upgrade(router)?;
-    let output = fleet.run(router, &["undrain"])?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    fleet.wait_health(router, "/", 200, HEALTHY_LIMIT)?;
-    fleet.wait_in_service(router, true, HEALTHY_LIMIT)?;
-    let healthy = Instant::now();
-    while healthy.elapsed() < healthy_for {
-        let (status, body) = fleet.health(router, "/")?;
-        ensure!(status == 200, "it did not stay healthy: {status} {body}");
-        thread::sleep(healthy_for / 20);
+/// Upgrades all routers. Returns which of them the load balancer has taken out, one after the
+/// other, and for how long.
+fn upgrade(fleet: &Fleet, size: &Size) -> Result<Vec<(usize, Duration)>> {
+    let all: BTreeSet<_> = fleet.numbers().into_iter().collect();
+    let daemons = || all.iter().map(|router| fleet.daemon(*router)).collect::<Result<Vec<_>>>();
+    let before = daemons()?;
+    let mut deploy = fleet.begin_upgrade(size.drain, size.healthy_for)?;
+    let mut turns: Vec<(usize, Instant, Duration)> = Vec::new();
+    let limit = UPGRADE_LIMIT * u32::try_from(all.len())?;
+    let status = wait::until("the deploy to end", limit, || {
+        let status = deploy.ended()?;
+        let out = &all - &fleet.in_service()?;
+        if out.len() > 1 {
+            return Ok(Err(anyhow!("{out:?} are out of service at the same time")));
+        }
+        for router in out {
+            match turns.last_mut() {
+                Some((last, since, lasted)) if *last == router => *lasted = since.elapsed(),
+                _ => turns.push((router, Instant::now(), Duration::ZERO)),
+            }
+        }
+        status.map(Ok).context("it still runs")
+    });
+    let said = || deploy.output();
+    let status = status.and_then(|status| status).with_context(said)?;
+    ensure!(status.success(), "it ended with {status}: {}", said());
+    for router in &all {
+        let name = format!("{}:", fleet.name(*router));
+        let is_done = said().lines().any(|line| line.split_whitespace().eq([name.as_str(), "done"]));
+        ensure!(is_done, "it does not say \"{name} done\": {}", said());
+        fleet.wait_in_service(*router, true, HEALTHY_LIMIT)?;
     }
-    Ok(began.elapsed())
+    let out: Vec<_> = turns.iter().map(|(router, ..)| *router).collect();
+    ensure!(out == fleet.numbers(), "out of service were {out:?}: {}", said());
+    let kept = before.iter().zip(daemons()?).filter(|(before, after)| *before == after).count();
+    ensure!(kept == 0, "{kept} daemons are those of before");
+    Ok(turns.into_iter().map(|(router, _, lasted)| (router, lasted)).collect())
 }

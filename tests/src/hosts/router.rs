@@ -1,10 +1,9 @@
 //! The router VM.
 
 use std::{
-    fs,
-    io::{self, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpStream},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     time::Duration,
 };
@@ -13,8 +12,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     addresses::{
-        self, ANYWHERE, ECHO_PORT, HEALTH_PORT, IPERF_PORT, PLS_SUBNET, ROUTER, ROUTER_SECOND, TOOLS, VM,
-        VNET,
+        self, ANYWHERE, ECHO_PORT, HEALTH_PORT, IPERF_PORT, PLS_SUBNET, ROUTER, ROUTER_SECOND, SSHD_PORT,
+        TOOLS, VM, VNET,
     },
     namespace::Namespace,
     process::Process,
@@ -28,14 +27,10 @@ pub(crate) const HEALTHY_LIMIT: Duration = Duration::from_secs(20);
 /// The limit for the router to end.
 pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// The name of a router's configuration.
-const CONFIGURATION: &str = "config.toml";
-
 /// The limit for one request to the health endpoint.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The place of a router in the lab: its host's name, its addresses, and the directories of its
-/// files. Routers share none of them.
+/// The place of a router in the lab: its host's name, and its addresses.
 #[derive(Clone, Debug)]
 pub(crate) struct Seat {
     /// The name of its host.
@@ -44,54 +39,14 @@ pub(crate) struct Seat {
     pub(crate) address: Ipv4Addr,
     /// The address of the second NIC, if it has one.
     pub(crate) second: Ipv4Addr,
-    /// Its configuration is here, and what `/etc` and `/run` would have.
-    directory: PathBuf,
-    /// The directory of its pins.
-    pub(crate) pins: PathBuf,
 }
 
 impl Seat {
     /// The seat of the router with this number, from 0.
-    pub(crate) fn new(state: &State, number: usize) -> Self {
+    pub(crate) fn new(number: usize) -> Self {
         let (address, second) = addresses::router(number);
-        if number == 0 {
-            let (directory, pins) = (state.path(""), state.path("bpf/pls-router"));
-            return Self { host: "router".to_owned(), address, second, directory, pins };
-        }
-        let host = format!("router{}", number + 1);
-        let (directory, pins) = (state.path(&host), state.path(&format!("bpf/{host}")));
-        Self { host, address, second, directory, pins }
-    }
-
-    /// Its configuration.
-    pub(crate) fn configuration(&self) -> PathBuf {
-        self.directory.join(CONFIGURATION)
-    }
-
-    /// Writes its configuration.
-    pub(crate) fn configure(&self, configuration: &str) -> Result<()> {
-        fs::create_dir_all(&self.directory)
-            .with_context(|| format!("cannot make {}", self.directory.display()))?;
-        let path = self.configuration();
-        fs::write(&path, configuration).with_context(|| format!("cannot write {}", path.display()))
-    }
-
-    /// Removes the files of a router that is gone.
-    pub(crate) fn clear(&self) -> Result<()> {
-        for name in ["api.sock", CONFIGURATION, "draining.json", "names.json"] {
-            match fs::remove_file(self.directory.join(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("cannot remove {name} of {}", self.host));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// The name of the daemon's log.
-    pub(crate) fn log_name(&self) -> String {
-        format!("pls-{}", self.host)
+        let host = if number == 0 { "router".to_owned() } else { format!("router{}", number + 1) };
+        Self { host, address, second }
     }
 }
 
@@ -112,16 +67,18 @@ pub fn rules() -> String {
     });
     let masquerade =
         format!("[[masquerade]]\nname = \"vnet\"\nsources = [\"{VNET}\"]\ndestinations = [\"0.0.0.0/0\"]\n");
-    let local = format!("[local]\nallow = [\"tcp/22 from {VM}/32\", \"icmp from {VM}/32\"]\n");
+    let local = format!(
+        "[local]\nallow = [\"tcp/22 from {VM}/32\", \"tcp/{SSHD_PORT} from {VM}/32\", \"icmp from {VM}/32\"]\n"
+    );
     format!("{}\n{masquerade}\n{local}", forwards.join("\n"))
 }
 
-/// The configuration of a lab's router with these rules, limits, period of self-tests and
-/// further settings of the probe.
+/// The configuration of a lab's router with these rules, settings of `[admin]`, limits, period of
+/// self-tests and further settings of the probe.
 pub(crate) fn configuration(
-    seat: &Seat,
     nics: Nics,
     rules: &str,
+    admin: &str,
     (limits, self_test, health): (&str, &str, &str),
 ) -> String {
     let firewall = match nics {
@@ -142,13 +99,10 @@ pub(crate) fn configuration(
          \n\
          [admin]\n\
          listen = \"127.0.0.1:9090\"\n\
-         socket = \"{}\"\n\
-         pins = \"{}\"\n\
+         {admin}\n\
          \n\
          [limits]\n\
-         {limits}\n",
-        seat.directory.join("api.sock").display(),
-        seat.pins.display(),
+         {limits}\n"
     )
 }
 
@@ -165,9 +119,14 @@ pub(crate) fn command(
 }
 
 /// Starts pls-router. It may not be healthy yet when this returns.
-pub(crate) fn start(state: &State, seat: &Seat, namespace: &Namespace, binary: &Path) -> Result<Process> {
-    let command = command(namespace, binary, &seat.configuration(), &["run"])?;
-    Process::spawn(state, &seat.log_name(), command)
+pub(crate) fn start(
+    state: &State,
+    namespace: &Namespace,
+    binary: &Path,
+    configuration: &Path,
+) -> Result<Process> {
+    let command = command(namespace, binary, configuration, &["run"])?;
+    Process::spawn(state, "pls-router", command)
 }
 
 /// Asks the health endpoint from the router itself; an answer other than 200 is an error with its

@@ -10,7 +10,8 @@ use lab::{
 
 use crate::common::{check, helper, only_pls_router, router};
 
-const SIZE: Size = Size { connections: 10, sockets: 3, healthy_for: Duration::from_millis(500) };
+const SIZE: Size =
+    Size { connections: 10, sockets: 3, drain: Duration::from_secs(1), healthy_for: Duration::from_secs(1) };
 
 /// Plays an act on three routers that have connections.
 fn play(nics: Nics, act: impl FnOnce(&mut Stage)) {
