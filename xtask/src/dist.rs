@@ -7,6 +7,7 @@ mod dependencies;
 mod licences;
 mod proof;
 mod records;
+mod runtime;
 mod source;
 mod tree;
 
@@ -110,10 +111,12 @@ pub(crate) fn package(wanted: &Wanted) -> Result<Package> {
     fs::copy(&built, &binary)
         .with_context(|| format!("cannot copy {} to {}", built.display(), binary.display()))?;
     let dependencies = dependencies::of_router(architecture)?;
+    // What is in a program that somebody else has built is not known beyond that.
+    let runtime = if wanted.binary.is_some() { Vec::new() } else { runtime::parts(architecture)? };
     let parts = folder.join(name + ".cdx.json");
-    fs::write(&parts, records::bill_of_materials(&source, &dependencies)?)
+    fs::write(&parts, records::bill_of_materials(&source, &dependencies, &runtime)?)
         .with_context(|| format!("cannot write {}", parts.display()))?;
-    let licences = licences::page(&dependencies)?;
+    let licences = licences::page(&dependencies, &runtime)?;
     let content = debian::Content {
         router: &binary,
         documents: &pages,

@@ -149,7 +149,9 @@ pub(crate) fn add_target(target: &str) -> Result<()> {
     system::run(quick_rustup(&rustup).args(["target", "add", target])).context(by_hand)
 }
 
-fn has_target(target: &str) -> bool {
+/// Returns `true` if the toolchain that compiles this repository has the standard library for a
+/// target.
+pub(crate) fn has_target(target: &str) -> bool {
     // The path is printed whether it is there or not.
     rustc(&["--print", "target-libdir", "--target", target]).is_ok_and(|path| Path::new(path.trim()).is_dir())
 }

@@ -8,16 +8,12 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use super::dependencies::Dependency;
+use super::runtime::{MUSL, Part};
 
 /// The beginnings of the names of files with licences.
 const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
 
-/// The parts that are linked statically and are no crates: the library of C, whose licence asks for
-/// a notice, and Rust's own.
-const NOT_CRATES: &str = "\
-musl: MIT https://musl.libc.org
-Rust's standard library: MIT OR Apache-2.0 https://github.com/rust-lang/rust
-";
+/// The notice that musl's licence asks for.
 const MUSL_NOTICE: &str = "\
 Copyright \u{a9} 2005-2020 Rich Felker, et al.
 
@@ -42,7 +38,7 @@ SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 ";
 
 /// Returns a page with each licence's text once, below the names of the libraries that have it.
-pub(super) fn page(dependencies: &[Dependency]) -> Result<String> {
+pub(super) fn page(dependencies: &[Dependency], parts: &[Part]) -> Result<String> {
     let mut page = "The libraries in pls-router, and their licences.\n\n".to_owned();
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for Dependency { name, version, licence, source, repository } in dependencies {
@@ -52,8 +48,13 @@ pub(super) fn page(dependencies: &[Dependency]) -> Result<String> {
             texts.entry(text).or_default().push(format!("{name} {version}"));
         }
     }
-    page += NOT_CRATES;
-    texts.insert(MUSL_NOTICE.to_owned(), vec!["musl".to_owned()]);
+    for part @ Part { name, licence, repository, .. } in parts {
+        let version = part.version.as_deref().map(|version| format!(" {version}")).unwrap_or_default();
+        writeln!(page, "{name}{version}: {licence} {repository}")?;
+        if *name == MUSL {
+            texts.insert(MUSL_NOTICE.to_owned(), vec![MUSL.to_owned()]);
+        }
+    }
     for (text, names) in texts {
         writeln!(page, "\n{}\n{}:\n\n{}", "=".repeat(80), names.join(", "), text.trim_end())?;
     }

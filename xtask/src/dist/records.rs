@@ -1,4 +1,4 @@
-//! The records of a release: the list of its parts (SBOM), a manifest and checksums.
+//! The records of a release: the list of what it is made of (SBOM), a manifest and checksums.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,29 +9,37 @@ use serde_json::{Value, json};
 
 use super::Package;
 use super::dependencies::Dependency;
+use super::runtime::Part;
 use super::source::{self, Source};
 use crate::{system, toolchain};
 
-/// Returns the list of the program's parts, in CycloneDX's format.
-pub(super) fn bill_of_materials(source: &Source, dependencies: &[Dependency]) -> Result<String> {
-    let purl = |name: &str, version: &str| format!("pkg:cargo/{name}@{version}");
-    let component = |Dependency { name, version, licence, repository, .. }: &Dependency| {
-        let mut component = json!({
-            "type": "library",
-            "bom-ref": purl(name, version),
-            "name": name,
-            "version": version,
-            "purl": purl(name, version),
-        });
-        if !licence.is_empty() {
-            // The slash is an old way to say "or", and no expression of SPDX.
-            component["licenses"] = json!([{ "expression": licence.replace('/', " OR ") }]);
-        }
-        if let Some(repository) = repository {
-            component["externalReferences"] = json!([{ "type": "vcs", "url": repository }]);
-        }
-        component
+/// Returns the list of what a program is made of, in CycloneDX's format: crates, and the parts that
+/// are none.
+pub(super) fn bill_of_materials(source: &Source, crates: &[Dependency], parts: &[Part]) -> Result<String> {
+    let component =
+        |purl: &str, name: &str, version: Option<&str>, licence: &str, repository: Option<&str>| {
+            let mut component = json!({ "type": "library", "bom-ref": purl, "name": name, "purl": purl });
+            if let Some(version) = version {
+                component["version"] = version.into();
+            }
+            if !licence.is_empty() {
+                // The slash is an old way to say "or", and no expression of SPDX.
+                component["licenses"] = json!([{ "expression": licence.replace('/', " OR ") }]);
+            }
+            if let Some(repository) = repository {
+                component["externalReferences"] = json!([{ "type": "vcs", "url": repository }]);
+            }
+            component
+        };
+    let of_crate = |Dependency { name, version, licence, repository, .. }: &Dependency| {
+        let purl = format!("pkg:cargo/{name}@{version}");
+        component(&purl, name, Some(version), licence, repository.as_deref())
     };
+    let of_part = |part: &Part| {
+        component(&part.purl(), part.name, part.version.as_deref(), part.licence, Some(part.repository))
+    };
+    let components: Vec<_> = crates.iter().map(of_crate).chain(parts.iter().map(of_part)).collect();
+    let references: Vec<_> = components.iter().map(|component| component["bom-ref"].clone()).collect();
     let bill = json!({
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
@@ -46,11 +54,8 @@ pub(super) fn bill_of_materials(source: &Source, dependencies: &[Dependency]) ->
                 "licenses": [{ "expression": "MIT OR Apache-2.0" }],
             },
         },
-        "components": dependencies.iter().map(component).collect::<Vec<_>>(),
-        "dependencies": [{
-            "ref": "pls-router",
-            "dependsOn": dependencies.iter().map(|one| purl(&one.name, &one.version)).collect::<Vec<_>>(),
-        }],
+        "components": components,
+        "dependencies": [{ "ref": "pls-router", "dependsOn": references }],
     });
     pretty(&bill)
 }
