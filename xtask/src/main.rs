@@ -9,6 +9,7 @@ mod program;
 mod setup;
 mod soak;
 mod system;
+mod terraform;
 mod test;
 mod toolchain;
 mod verb;

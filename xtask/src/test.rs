@@ -1,6 +1,6 @@
 //! `cargo xtask test`: all checks, and one line that sums them up.
 
-pub(crate) mod azure;
+mod azure;
 mod columns;
 mod fuzz;
 mod libtest;

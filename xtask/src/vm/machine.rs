@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::Tools;
 use crate::packages::{self, Use};
-use crate::test::azure;
+use crate::terraform::{self, Obstacle};
 use crate::{dist, system, toolchain, workspace};
 
 /// Names the directory of the image to the tests; see `lab::machine`.
@@ -83,14 +83,15 @@ pub(crate) fn tests(image: &Path, package: &Path, full: bool) -> Result<Command>
     command.args(["--no-fail-fast", "--package", "lab", "--test", TARGET]);
     command.env(VARIABLE, image).env(PACKAGE_VARIABLE, package);
     if full {
-        match azure::terraform() {
+        match terraform::program() {
             Ok(words) => {
                 let script = image.join("terraform");
                 write_script(&script, &words.map(PathBuf::into_os_string))?;
                 command.env(TERRAFORM_VARIABLE, script);
             }
             // The test of the templates is skipped.
-            Err(error) => eprintln!("there is no Terraform: {error:#}"),
+            Err(Obstacle::Lacking(reason)) => eprintln!("there is no Terraform: {reason}"),
+            Err(Obstacle::Wrong(reason)) => bail!("Terraform: {reason}"),
         }
     }
     // Of earlier runs; there may be none.
