@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 pub(crate) use harness::check;
 use lab::{
-    Lab, Nics, Options, Router, command,
+    Lab, Nics, Options, Router, clients, command,
     helper::Helper,
     machine::{Image, Machine, Seed},
 };
@@ -75,10 +75,11 @@ impl Place {
     }
 }
 
-/// The configuration of a router with two NICs and the lab's rules.
+/// The configuration of a router with two NICs, with the rules of the lab and of its clients.
 pub(crate) fn configuration() -> String {
     format!(
-        "[interfaces]\npls = \"eth0\"\nfirewall = \"eth1\"\n\n{}\n[limits]\nflows = 65536\n",
+        "[interfaces]\npls = \"eth0\"\nfirewall = \"eth1\"\n\n{}\n{}\n[limits]\nflows = 65536\n",
+        clients::rules(),
         lab::rules()
     )
 }

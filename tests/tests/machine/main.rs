@@ -6,6 +6,7 @@
 extern crate harness;
 
 mod boot;
+mod clients;
 mod common;
 mod deploy;
 mod full;
