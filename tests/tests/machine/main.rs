@@ -13,6 +13,7 @@ mod full;
 mod quick;
 mod scenes;
 mod terraform;
+mod versions;
 
 use std::process::ExitCode;
 
