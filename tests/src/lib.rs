@@ -16,6 +16,7 @@ pub mod addresses;
 pub mod arp;
 pub mod balancer;
 pub mod client;
+pub mod clients;
 mod clock;
 pub mod command;
 pub mod conntrack;

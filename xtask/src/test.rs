@@ -262,6 +262,9 @@ fn prepare(options: &Options, report: &mut Report) -> Prepared {
         uses.extend([Use::Deploy, Use::Clients, Use::Bench]);
     } else if wants(&[Group::Vm]) && system::is_root() {
         uses.push(Use::Deploy);
+        if options.full {
+            uses.push(Use::Clients);
+        }
     }
     if wants(&[Group::Dist]) && system::is_root() {
         uses.extend([Use::Dist, Use::Machine]);

@@ -180,6 +180,9 @@ pub struct Listener {
     pub port: u16,
     /// The process that has it.
     pub process: Option<Process>,
+    /// `true` if that is the daemon, or has the socket of the daemon's API as well: the service
+    /// manager, which keeps all of them for the next daemon.
+    pub of_daemon: bool,
 }
 
 /// Services of this machine that could be reached by IPv6.

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use super::facts::{AttachedProgram, Facts, Interface, OWN_PROCESS};
+use super::facts::{AttachedProgram, Facts, Interface};
 use super::finding::{Finding, Findings, Id, listed};
 use crate::config::{Config, Host, Mode, closest};
 use crate::port_plan;
@@ -436,10 +436,10 @@ fn addresses(found: &mut Findings, config: &Config, interfaces: &[Interface]) {
 fn listeners(found: &mut Findings, config: &Config, facts: &Facts) {
     let wanted = [("the probe ([health])", config.health.listen), ("metrics ([admin])", config.admin.listen)];
     for (what, wanted) in wanted {
-        let taken = facts.listeners.iter().find(|listener| {
-            let own = listener.process.as_ref().is_some_and(|process| process.name == OWN_PROCESS);
-            !own && collide(wanted, listener.address, listener.port)
-        });
+        let taken = facts
+            .listeners
+            .iter()
+            .find(|listener| !listener.of_daemon && collide(wanted, listener.address, listener.port));
         let Some(listener) = taken else {
             continue;
         };

@@ -1,6 +1,9 @@
 //! The sockets of this network namespace, from `/proc/net`.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
 
 /// The lists of TCP sockets.
 pub(crate) const TCP: &[&str] = &["/proc/net/tcp", "/proc/net/tcp6"];
@@ -29,6 +32,19 @@ pub(crate) struct Socket {
 pub(crate) fn sockets(lists: &[&str]) -> Vec<Socket> {
     let texts = lists.iter().map(|list| std::fs::read_to_string(list).unwrap_or_default());
     texts.flat_map(|text| text.lines().skip(1).filter_map(socket).collect::<Vec<_>>()).collect()
+}
+
+/// The inodes of the Unix sockets that are bound to this path.
+pub(crate) fn unix_sockets(path: &Path) -> Vec<u64> {
+    let text = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    text.lines().skip(1).filter_map(|line| unix_socket(line, path)).collect()
+}
+
+/// Returns the inode of a line of `/proc/net/unix` if its path is this one.
+fn unix_socket(line: &str, path: &Path) -> Option<u64> {
+    // The path may have blanks.
+    let (inode, bound) = line.splitn(7, ' ').nth(6)?.trim_start().split_once(' ')?;
+    if Path::new(bound) == path { inode.parse().ok() } else { None }
 }
 
 /// The names of the interfaces that have IPv6 addresses.
@@ -87,6 +103,16 @@ mod tests {
         assert_eq!(socket(""), None);
         assert_eq!(address_of("00000000000000000000000001000000"), Some(IpAddr::V6(Ipv6Addr::LOCALHOST)));
         assert_eq!(address_of("xyz"), None);
+    }
+
+    #[test]
+    fn lines_of_proc_net_unix() {
+        let line = "0000000012345678: 00000002 00000000 00010000 0001 01  4711 /run/pls router/api.sock";
+        assert_eq!(unix_socket(line, Path::new("/run/pls router/api.sock")), Some(4711));
+        assert_eq!(unix_socket(line, Path::new("/run/pls")), None);
+        let unbound = "0000000012345678: 00000003 00000000 00000000 0001 03  4712";
+        assert_eq!(unix_socket(unbound, Path::new("/run/pls router/api.sock")), None);
+        assert_eq!(unix_socket("", Path::new("/")), None);
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl Stun {
     /// Starts it; it listens when this returns.
     pub fn start(lab: &Lab) -> Result<Self> {
         let firewall = &lab.hosts.firewall;
-        firewall.ip(&format!("addr add {STUN}/32 dev lo\naddr add {STUN_OTHER}/32 dev lo"))?;
+        firewall.ip(&format!("addr replace {STUN}/32 dev lo\naddr replace {STUN_OTHER}/32 dev lo"))?;
         let mut turnserver = firewall.command("turnserver")?;
         turnserver.args(["-n", "--stun-only", "--no-tls", "--no-dtls", "--no-cli", "--log-file", "stdout"]);
         turnserver.args(["--listening-ip", &STUN.to_string(), "--listening-ip", &STUN_OTHER.to_string()]);

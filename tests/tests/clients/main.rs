@@ -1,23 +1,14 @@
 //! Real clients through the router: what people run, against servers that people run. Needs root.
 //!
-//! Every test runs twice, each time in a separate lab: with pls-router, and with the kernel's own
-//! NAT (nftables), which shows whether the test itself is right and what the answer is.
+//! What they do is in `lab::clients`. Every test runs twice, each time in a separate lab: with
+//! pls-router, and with the kernel's own NAT (nftables), which shows whether the test itself is
+//! right and what the answer is.
 
 // Its `#[test]` takes the place of the compiler's.
 #[macro_use]
 extern crate harness;
 
-mod bulk;
-mod database;
-mod dns;
-mod fragments;
-mod git;
-mod mtu;
-mod shell;
 mod stage;
-mod stun;
-mod trace;
-mod web;
 
 use std::process::ExitCode;
 
@@ -27,15 +18,20 @@ fn main() -> ExitCode {
 
 /// Makes two tests of each row, one a router. With `ignored "..."` the one with pls-router is
 /// ignored, and so counted as skipped, for that reason. `-- --include-ignored` runs it
-/// nevertheless.
+/// nevertheless. With `after ...` the lab is changed by that function before the router starts.
 macro_rules! matrix {
-    ($($nics:ident $subject:ident :: $test:ident $(ignored $why:literal)?;)*) => {
+    ($($nics:ident $subject:ident :: $test:ident $(after $change:ident)? $(ignored $why:literal)?;)*) => {
         mod pls_router {
             $(
                 #[test]
                 $(#[ignore = $why])?
                 fn $test() {
-                    crate::stage::play(lab::Nics::$nics, lab::Router::find, crate::$subject::$test);
+                    crate::stage::play(
+                        lab::Nics::$nics,
+                        lab::Router::find,
+                        &[$(lab::clients::$subject::$change)?],
+                        lab::clients::$subject::$test,
+                    );
                 }
             )*
         }
@@ -43,7 +39,12 @@ macro_rules! matrix {
             $(
                 #[test]
                 fn $test() {
-                    crate::stage::play(lab::Nics::$nics, || Ok(lab::Router::Nftables), crate::$subject::$test);
+                    crate::stage::play(
+                        lab::Nics::$nics,
+                        || Ok(lab::Router::Nftables),
+                        &[$(lab::clients::$subject::$change)?],
+                        lab::clients::$subject::$test,
+                    );
                 }
             )*
         }
@@ -71,12 +72,12 @@ matrix! {
     One trace::traceroute_to_the_endpoint_shows_only_the_endpoint;
     One trace::mtr_reports_every_hop;
     One trace::tracepath_shows_every_hop;
-    Two mtu::the_router_reports_the_mtu_of_its_link;
+    Two mtu::the_router_reports_the_mtu_of_its_link after narrow_to_the_firewall;
     Two mtu::a_reduced_mtu_is_noticed;
-    Two mtu::tracepath_finds_the_smaller_mtu;
-    Two mtu::packets_without_df_are_fragmented;
-    Two mtu::tcp_works_over_a_smaller_mtu_to_the_firewall;
-    Two mtu::tcp_works_over_a_smaller_mtu_to_the_private_link;
-    Two mtu::tcp_works_over_a_smaller_mtu_beyond_the_firewall;
-    Two mtu::tcp_works_over_a_smaller_mtu_beyond_the_private_link;
+    Two mtu::tracepath_finds_the_smaller_mtu after narrow_to_the_firewall;
+    Two mtu::packets_without_df_are_fragmented after narrow_to_the_firewall;
+    Two mtu::tcp_works_over_a_smaller_mtu_to_the_firewall after narrow_to_the_firewall;
+    Two mtu::tcp_works_over_a_smaller_mtu_to_the_private_link after narrow_to_the_private_link;
+    Two mtu::tcp_works_over_a_smaller_mtu_beyond_the_firewall after narrow_beyond_the_firewall;
+    Two mtu::tcp_works_over_a_smaller_mtu_beyond_the_private_link after narrow_beyond_the_private_link;
 }

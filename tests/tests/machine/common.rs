@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 pub(crate) use harness::check;
 use lab::{
-    Lab, Nics, Options, Router, command,
+    Lab, Nics, Options, Router, clients, command,
     helper::Helper,
     machine::{Image, Machine, Seed},
 };
@@ -75,10 +75,11 @@ impl Place {
     }
 }
 
-/// The configuration of a router with two NICs and the lab's rules.
+/// The configuration of a router with two NICs, with the rules of the lab and of its clients.
 pub(crate) fn configuration() -> String {
     format!(
-        "[interfaces]\npls = \"eth0\"\nfirewall = \"eth1\"\n\n{}\n[limits]\nflows = 65536\n",
+        "[interfaces]\npls = \"eth0\"\nfirewall = \"eth1\"\n\n{}\n{}\n[limits]\nflows = 65536\n",
+        clients::rules(),
         lab::rules()
     )
 }
@@ -104,20 +105,32 @@ pub(crate) fn seed(package: &Path) -> Seed {
 
 /// Makes another version of a package, with the same content.
 pub(crate) fn next_version(package: &Path, to: &Path) -> Result<PathBuf> {
-    let unpacked = to.join("unpacked");
+    version(package, to, "next", |_| Ok(()))
+}
+
+/// Makes another version of a package: its version ends with `+` and `suffix`, and its unpacked
+/// content is changed before it is packed again.
+pub(crate) fn version(
+    package: &Path,
+    to: &Path,
+    suffix: &str,
+    change: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let unpacked = to.join(format!("unpacked-{suffix}"));
     // `deploy` reads the architecture in the name.
-    let made = to.join("pls-router_next_amd64.deb");
+    let made = to.join(format!("pls-router_{suffix}_amd64.deb"));
     command::run(Command::new("dpkg-deb").arg("-R").arg(package).arg(&unpacked))?;
+    change(&unpacked)?;
     let control = unpacked.join("DEBIAN/control");
     let text = std::fs::read_to_string(&control).context("the package has no control file")?;
-    let next = text.lines().map(|line| match line.strip_prefix("Version: ") {
-        Some(version) => format!("Version: {version}+next\n"),
+    let changed = text.lines().map(|line| match line.strip_prefix("Version: ") {
+        Some(version) => format!("Version: {version}+{suffix}\n"),
         None => format!("{line}\n"),
     });
-    let next: String = next.collect();
-    ensure!(next != text, "the package has no version: {text}");
-    std::fs::write(&control, next).context("cannot write a control file")?;
+    let changed: String = changed.collect();
+    ensure!(changed != text, "the package has no version: {text}");
+    std::fs::write(&control, changed).context("cannot write a control file")?;
     let mut build = Command::new("dpkg-deb");
-    command::run(build.args(["-Zgzip", "--root-owner-group", "-b"]).arg(&unpacked).arg(&made))?;
+    command::run(build.args(["-Zgzip", "-z1", "--root-owner-group", "-b"]).arg(&unpacked).arg(&made))?;
     Ok(made)
 }

@@ -6,12 +6,14 @@
 extern crate harness;
 
 mod boot;
+mod clients;
 mod common;
 mod deploy;
 mod full;
 mod quick;
 mod scenes;
 mod terraform;
+mod versions;
 
 use std::process::ExitCode;
 

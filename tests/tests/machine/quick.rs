@@ -106,11 +106,17 @@ fn texts(changes: &[Change]) -> String {
 }
 
 fn native(machine: &Machine) -> Result<String> {
+    attached(machine)?;
+    let status = machine.ssh("pls-router status")?;
+    Ok(status.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Checks that both NICs have a program in native mode.
+pub(crate) fn attached(machine: &Machine) -> Result<()> {
     let shown = machine.ssh("ip link show eth0; ip link show eth1")?;
     // For a program in generic mode the word is another.
     ensure!(shown.matches(" xdp ").count() == 2, "{shown}");
-    let status = machine.ssh("pls-router status")?;
-    Ok(status.lines().next().unwrap_or_default().to_owned())
+    Ok(())
 }
 
 /// A page, a file and datagrams, compared byte by byte.

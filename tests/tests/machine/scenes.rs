@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use harness::packages::Absent;
 use lab::machine::Image;
 
 /// The file of the image's directory to which scenes are written: whoever runs the tests shows it.
@@ -16,6 +17,8 @@ const FILE: &str = "scenes";
 pub(crate) struct Scenes {
     lines: fs::File,
     failed: Vec<String>,
+    /// For want of a package.
+    skipped: Vec<String>,
 }
 
 impl Scenes {
@@ -24,14 +27,19 @@ impl Scenes {
         let lines = OpenOptions::new().create(true).append(true).open(&path);
         let mut lines = lines.with_context(|| format!("cannot write {}", path.display()))?;
         writeln!(lines, "  {title}").context("cannot write a title")?;
-        Ok(Self { lines, failed: Vec::new() })
+        Ok(Self { lines, failed: Vec::new(), skipped: Vec::new() })
     }
 
-    /// Plays a scene, which says what was seen. The next one is played even if it fails.
+    /// Plays a scene, which says what was seen. The next one is played even if it fails, or cannot
+    /// be played for want of a package.
     pub(crate) fn play(&mut self, what: &str, scene: impl FnOnce() -> Result<String>) {
         let began = Instant::now();
         let (word, said) = match scene() {
             Ok(said) => ("ok", said),
+            Err(error) if error.is::<Absent>() => {
+                self.skipped.push(format!("{what}: {error}"));
+                ("skip", format!("{error:#}"))
+            }
             Err(error) => {
                 self.failed.push(format!("{what}: {error:#}"));
                 ("FAILED", format!("{error:#}"))
@@ -43,9 +51,13 @@ impl Scenes {
         _ = writeln!(self.lines, "{line}");
     }
 
-    /// Fails if a scene has.
+    /// Fails if a scene has. Otherwise the test counts as skipped if a scene was.
     #[track_caller]
     pub(crate) fn end(self) {
-        assert!(self.failed.is_empty(), "{} failed:\n{}", self.failed.len(), self.failed.join("\n"));
+        let Self { failed, skipped, .. } = self;
+        assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
+        if !skipped.is_empty() {
+            harness::skip(format!("all other scenes have passed: {}", skipped.join("; ")));
+        }
     }
 }

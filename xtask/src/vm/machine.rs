@@ -59,6 +59,10 @@ pub(super) fn test(full: bool, ready: Option<&Path>, filter: Option<&OsStr>) -> 
     system::require_root("vm", "the machine stands in network namespaces")?;
     toolchain::bpf()?;
     packages::install(&[Use::Lab, Use::Deploy]);
+    if full {
+        // Clients that cannot be had are skipped.
+        packages::install(&[Use::Clients]);
+    }
     let package = match ready {
         Some(ready) => ready.canonicalize().with_context(|| format!("cannot find {}", ready.display()))?,
         None => {

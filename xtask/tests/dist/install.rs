@@ -11,20 +11,26 @@ use crate::{root::Root, run, said};
 const CONFIGURED: &str = "[interfaces]\npls = \"eth0\"\n";
 
 /// A Debian on which systemd seems to run: what it is asked is noted in `/asked`. The service is in
-/// the state that `/state` names, and does not start if there is `/start-fails`.
+/// the state that `/state` names, in the run that `/run-id` names, and does not start if there is
+/// `/start-fails`.
 fn running() -> Root {
     let root = root();
     check(fs::create_dir_all(root.path("run/systemd/system")).map_err(Into::into));
     let systemctl = r#"
         echo "systemctl $*" >>/asked
-        case $* in *is-active*) cat /state ;; esac"#;
+        case $* in
+            *is-active*) cat /state ;;
+            *InvocationID*) cat /run-id ;;
+        esac"#;
     let invoke = r#"
         echo "invoke $*" >>/asked
         ! [ -e /start-fails ]"#;
     check(root.replace("usr/bin/systemctl", systemctl));
     check(root.replace("usr/bin/deb-systemd-invoke", invoke));
     check(root.replace("usr/bin/journalctl", "echo the last words"));
-    check(fs::write(root.path("state"), "inactive\n").map_err(Into::into));
+    for (file, content) in [("state", "inactive\n"), ("run-id", "first\n")] {
+        check(fs::write(root.path(file), content).map_err(Into::into));
+    }
     root
 }
 
@@ -137,6 +143,46 @@ fn a_failed_start_is_said_and_fails_no_upgrade() -> Result<()> {
     let said = install(&root, "1.1");
     let expected = ["the last words", "DOES NOT START", "version 1.0 go on forwarding"];
     assert!(expected.iter().all(|words| said.contains(words)), "{said}");
+    Ok(())
+}
+
+/// dpkg tells the scripts of a package which version was installed before, and not which one runs.
+#[test]
+fn the_version_that_forwards_is_named_however_many_have_failed_since() -> Result<()> {
+    let root = running();
+    install(&root, "1.0");
+    fs::write(root.path("state"), "active\n")?;
+    fs::write(root.path("stand-in-fails"), "")?;
+    for version in ["1.1", "1.2"] {
+        let said = install(&root, version);
+        assert!(said.contains("the daemon of version 1.0 goes on running"), "{said}");
+    }
+    fs::remove_file(root.path("stand-in-fails"))?;
+    fs::write(root.path("start-fails"), "")?;
+    let said = install(&root, "1.3");
+    assert!(said.contains("install version 1.0 again"), "{said}");
+    fs::write(root.path("state"), "activating\n")?;
+    let said = install(&root, "1.4");
+    assert!(said.contains("install version 1.0 again"), "{said}");
+    // No daemon goes on then, whether the next one may start or not.
+    fs::write(root.path("stand-in-fails"), "")?;
+    let said = install(&root, "1.5");
+    assert!(said.contains("its check fails") && said.contains("install version 1.0 again"), "{said}");
+    assert!(!said.contains("goes on running"), "{said}");
+    fs::remove_file(root.path("stand-in-fails"))?;
+
+    // One that starts is the one to go back to from then on.
+    fs::remove_file(root.path("start-fails"))?;
+    install(&root, "1.6");
+    fs::write(root.path("state"), "active\n")?;
+    fs::write(root.path("start-fails"), "")?;
+    let said = install(&root, "1.7");
+    assert!(said.contains("install version 1.6 again"), "{said}");
+
+    // So is one that starts later, in another run.
+    fs::write(root.path("run-id"), "second\n")?;
+    let said = install(&root, "1.8");
+    assert!(said.contains("install version 1.7 again"), "{said}");
     Ok(())
 }
 

@@ -38,7 +38,7 @@ pub async fn inspect_beside(config: &Config, pins: &Path) -> Facts {
         privileges: privileges(),
         kernel: kernel(),
         interfaces,
-        listeners: sockets::listeners(&ports),
+        listeners: sockets::listeners(&ports, &config.admin.socket),
         ssh: Ssh { ports: sockets::ports_of(SSH_SERVERS), session: session::session() },
         ipv6: Ipv6 { interfaces: proc_net::ipv6_interfaces(), services: sockets::ipv6_services() },
         traffic_control: traffic_control(),

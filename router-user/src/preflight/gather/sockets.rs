@@ -11,16 +11,29 @@ use crate::{
     sys::proc_net::{self, CLOSED, LISTEN, TCP, UDP},
 };
 
-/// The sockets that listen on one of `ports`.
-pub(super) fn listeners(ports: &[u16]) -> Vec<Listener> {
+/// The sockets that listen on one of `ports`. `api` is the path of the daemon's socket.
+pub(super) fn listeners(ports: &[u16], api: &Path) -> Vec<Listener> {
     let found: Vec<_> = all().into_iter().filter(|(_, port, _)| ports.contains(port)).collect();
     if found.is_empty() {
         return Vec::new();
     }
     let inodes: Vec<u64> = found.iter().map(|(_, _, inode)| *inode).collect();
     let mut owners = owners(&inodes);
-    let listener = |(address, port, inode)| Listener { address, port, process: owners.remove(&inode) };
+    let keepers = owners_of_any(&proc_net::unix_sockets(api));
+    let listener = |(address, port, inode)| {
+        let process = owners.remove(&inode);
+        let of_daemon = process
+            .as_ref()
+            .is_some_and(|process| process.name == OWN_PROCESS || keepers.contains(&process.pid));
+        Listener { address, port, process, of_daemon }
+    };
     found.into_iter().map(listener).collect()
+}
+
+/// The processes that have a socket with one of these inodes open.
+fn owners_of_any(inodes: &[u64]) -> BTreeSet<u32> {
+    let has = |directory: &Path| sockets(directory).any(|inode| inodes.contains(&inode));
+    processes::all().filter(|(_, directory)| has(directory)).map(|(pid, _)| pid).collect()
 }
 
 /// The ports that processes with one of these names listen on, in order, without what only this
@@ -98,7 +111,7 @@ mod tests {
     fn own_socket_is_found() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
-        let found = listeners(&[address.port()]);
+        let found = listeners(&[address.port()], Path::new("/"));
         assert!(found.iter().any(|listener| listener.address == address.ip()), "{found:?}");
     }
 
@@ -117,7 +130,8 @@ mod tests {
             processes::tests::running(command.arg0("cat").stderr(socket))
         };
         let mut holders = vec![holder("manager-1")];
-        let owner = || listeners(&[port]).pop().and_then(|listener| listener.process).unwrap();
+        let owner =
+            || listeners(&[port], Path::new("/")).pop().and_then(|listener| listener.process).unwrap();
         assert_ne!(owner().name, OWN_PROCESS);
         holders.push(holder(OWN_PROCESS));
         holders.push(holder("manager-2"));
@@ -126,6 +140,21 @@ mod tests {
             drop(holder.stdin.take());
             holder.wait().unwrap();
         }
+    }
+
+    /// As while no daemon runs that systemd has started, and is to start again.
+    #[test]
+    fn what_is_kept_together_with_the_api_is_the_daemons() {
+        let directory = tempfile::tempdir().unwrap();
+        let [kept, other] = ["kept.sock", "other.sock"].map(|name| directory.path().join(name));
+        let api = std::os::unix::net::UnixListener::bind(&kept).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let of_daemon = |api: &Path| listeners(&[port], api).pop().unwrap().of_daemon;
+        assert!(of_daemon(&kept));
+        assert!(!of_daemon(&other));
+        drop(api);
+        assert!(!of_daemon(&kept));
     }
 
     #[test]

@@ -427,7 +427,7 @@ fn an_interface_without_an_address_is_an_error() {
 fn a_taken_port() {
     let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let nginx = Process { pid: 5, name: "nginx".to_owned() };
-    let listener = |port, process| Listener { address: any, port, process };
+    let listener = |port, process| Listener { address: any, port, process, of_daemon: false };
     let facts = Facts { listeners: vec![listener(8082, Some(nginx)), listener(9090, None)], ..good() };
     check(
         &config(""),
@@ -439,8 +439,9 @@ fn a_taken_port() {
              fix: find it: ss -ltnp 'sport = :9090'; stop it, or change `listen`",
         ],
     );
-    let daemon = Process { pid: 5, name: OWN_PROCESS.to_owned() };
-    check(&config(""), &Facts { listeners: vec![listener(8082, Some(daemon))], ..good() }, &[]);
+    let manager = Process { pid: 1, name: "systemd".to_owned() };
+    let kept = Listener { of_daemon: true, ..listener(8082, Some(manager)) };
+    check(&config(""), &Facts { listeners: vec![kept], ..good() }, &[]);
 }
 
 fn ssh(ports: &[u16], session: Option<(&str, u16)>) -> Facts {

@@ -1,15 +1,15 @@
 //! curl, with HTTP/1.1 and HTTP/2.
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{
+
+use super::finish;
+use crate::{
     Lab,
     addresses::ALLOWED_NAME,
     client::{curl_command, sha256},
     command, front_page,
     witness::Witness,
 };
-
-use crate::stage::{Stage, finish};
 
 /// curl's report of one transfer.
 #[derive(Debug)]
@@ -55,20 +55,20 @@ fn answer(lab: &Lab, number: usize) -> std::path::PathBuf {
     lab.state().path(&format!("tmp/answer-{number}"))
 }
 
-pub(crate) fn http_1_1_downloads_and_uploads_on_one_connection(stage: &Stage) -> Result<()> {
+/// Fetches and stores pages and files one after the other.
+pub fn http_1_1_downloads_and_uploads_on_one_connection(lab: &Lab) -> Result<()> {
     const PAGES: usize = 20;
-    let lab = stage.lab()?;
-    let witness = Witness::start(&lab)?;
+    let witness = Witness::start(lab)?;
     let original = sha256(&lab.large_file())?;
     let mut options = vec!["--http1.1".to_owned()];
     for number in 0..PAGES {
         let path = if number % 2 == 0 { "" } else { "large.bin" };
         options.push(format!("https://{ALLOWED_NAME}/{path}"));
-        options.extend(["--output".to_owned(), answer(&lab, number).display().to_string()]);
+        options.extend(["--output".to_owned(), answer(lab, number).display().to_string()]);
     }
-    check(&transfers(&lab, &options)?, PAGES, "1.1", &[200])?;
+    check(&transfers(lab, &options)?, PAGES, "1.1", &[200])?;
     for number in 0..PAGES {
-        let file = answer(&lab, number);
+        let file = answer(lab, number);
         if number % 2 == 0 {
             let page = std::fs::read_to_string(&file).context("no page")?;
             ensure!(page == front_page(ALLOWED_NAME), "page {number} is \"{page}\"");
@@ -83,7 +83,7 @@ pub(crate) fn http_1_1_downloads_and_uploads_on_one_connection(stage: &Stage) ->
         options.extend(["--upload-file".to_owned(), file]);
         options.push(format!("https://{ALLOWED_NAME}/upload/{number}"));
     }
-    check(&transfers(&lab, &options)?, 3, "1.1", &[201])?;
+    check(&transfers(lab, &options)?, 3, "1.1", &[201])?;
     for number in 0..3 {
         let uploaded = lab.uploaded(ALLOWED_NAME, &number.to_string());
         ensure!(sha256(&uploaded)? == original, "upload {number} differs");
@@ -91,26 +91,26 @@ pub(crate) fn http_1_1_downloads_and_uploads_on_one_connection(stage: &Stage) ->
     finish(witness)
 }
 
-pub(crate) fn http_2_multiplexes_on_one_connection(stage: &Stage) -> Result<()> {
+/// Fetches files at the same time, and stores one.
+pub fn http_2_multiplexes_on_one_connection(lab: &Lab) -> Result<()> {
     const STREAMS: usize = 24;
-    let lab = stage.lab()?;
-    let witness = Witness::start(&lab)?;
+    let witness = Witness::start(lab)?;
     let original = sha256(&lab.large_file())?;
     let mut options: Vec<String> =
         ["--http2", "--parallel", "--parallel-max", "50"].map(str::to_owned).into();
     for number in 0..STREAMS {
         options.push(format!("https://{ALLOWED_NAME}/large.bin"));
-        options.extend(["--output".to_owned(), answer(&lab, number).display().to_string()]);
+        options.extend(["--output".to_owned(), answer(lab, number).display().to_string()]);
     }
-    check(&transfers(&lab, &options)?, STREAMS, "2", &[200])?;
+    check(&transfers(lab, &options)?, STREAMS, "2", &[200])?;
     for number in 0..STREAMS {
-        ensure!(sha256(&answer(&lab, number))? == original, "stream {number} differs");
+        ensure!(sha256(&answer(lab, number))? == original, "stream {number} differs");
     }
 
     let file = lab.large_file().display().to_string();
     let url = format!("https://{ALLOWED_NAME}/upload/http2");
     let options = ["--http2".to_owned(), "--upload-file".to_owned(), file, url];
-    check(&transfers(&lab, &options)?, 1, "2", &[201])?;
+    check(&transfers(lab, &options)?, 1, "2", &[201])?;
     ensure!(sha256(&lab.uploaded(ALLOWED_NAME, "http2"))? == original, "the upload differs");
     finish(witness)
 }

@@ -1,14 +1,14 @@
 //! Datagrams that do not fit into one packet.
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{
+
+use super::LIMIT;
+use crate::{
     Lab,
     addresses::{ECHO_PORT, ENDPOINT, TOOLS},
     client::{self, Udp},
     witness::Witness,
 };
-
-use crate::stage::{LIMIT, Stage};
 
 /// The largest payload: 65535 bytes less 20 of IPv4 and 8 of UDP (or of an echo request).
 const LARGEST: usize = 65507;
@@ -29,18 +29,18 @@ fn echo(lab: &Lab, udp: &Udp, name: &str) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn datagrams_of_64_kb_go_both_ways(stage: &Stage) -> Result<()> {
-    let lab = stage.lab()?;
-    let witness = Witness::start(&lab)?;
-    echo(&lab, &Udp::open(&lab.hosts.serverless, (ENDPOINT, ECHO_PORT).into())?, "through a forward")?;
-    echo(&lab, &Udp::open(&lab.hosts.vm, (TOOLS, ECHO_PORT).into())?, "masqueraded")?;
+/// Sends datagrams of up to the largest size, and has them echoed.
+pub fn datagrams_of_64_kb_go_both_ways(lab: &Lab) -> Result<()> {
+    let witness = Witness::start(lab)?;
+    echo(lab, &Udp::open(&lab.hosts.serverless, (ENDPOINT, ECHO_PORT).into())?, "through a forward")?;
+    echo(lab, &Udp::open(&lab.hosts.vm, (TOOLS, ECHO_PORT).into())?, "masqueraded")?;
     // The largest alone makes 45 fragments a way.
     finish(witness, 4 * 45)
 }
 
-pub(crate) fn large_pings_are_answered(stage: &Stage) -> Result<()> {
-    let lab = stage.lab()?;
-    let witness = Witness::start(&lab)?;
+/// Sends echo requests of up to the largest size.
+pub fn large_pings_are_answered(lab: &Lab) -> Result<()> {
+    let witness = Witness::start(lab)?;
     for size in [1473, 5000, LARGEST] {
         let answers = client::ping(&lab.hosts.vm, TOOLS, 3, &["-s", &size.to_string()])?;
         ensure!(answers == 3, "{answers} answers to 3 echo requests with {size} bytes");

@@ -1,20 +1,21 @@
 //! iperf3 with many streams.
 
 use anyhow::{Result, ensure};
-use lab::{
+
+use super::finish;
+use crate::{
+    Lab,
     addresses::{ENDPOINT, IPERF_PORT},
     client::{self, Direction},
     witness::Witness,
 };
 
-use crate::stage::{Stage, finish};
-
 /// The maximum that iperf3 allows.
 const STREAMS: usize = 128;
 
-pub(crate) fn all_of_128_parallel_streams_transfer(stage: &Stage) -> Result<()> {
-    let lab = stage.lab()?;
-    let witness = Witness::start(&lab)?;
+/// Has iperf3 send and receive by as many streams as it can.
+pub fn all_of_128_parallel_streams_transfer(lab: &Lab) -> Result<()> {
+    let witness = Witness::start(lab)?;
     let streams = STREAMS.to_string();
     // No stream may take it all, and the witness has to keep up.
     let options = ["--parallel", &streams, "--time", "2", "--bitrate", "500k", "--length", "8K"];

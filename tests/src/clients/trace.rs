@@ -1,7 +1,9 @@
 //! traceroute, mtr and tracepath: every router on the way answers for itself.
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{
+
+use super::finish;
+use crate::{
     Lab, Namespace, Nics,
     addresses::{ECHO_PORT, ENDPOINT, FIREWALL_ONE_NIC, FIREWALL_TWO_NICS, ROUTER, TOOLS, VM_GATEWAY},
     command,
@@ -9,13 +11,11 @@ use lab::{
 };
 use serde_json::Value;
 
-use crate::stage::{Stage, finish};
-
 /// The number of times that each hop is asked.
 const PROBES: usize = 3;
 
 /// The hops from the VM to [`TOOLS`].
-pub(crate) fn hops(lab: &Lab) -> [String; 4] {
+pub(super) fn hops(lab: &Lab) -> [String; 4] {
     let firewall = match lab.options.nics {
         Nics::One => FIREWALL_ONE_NIC,
         Nics::Two => FIREWALL_TWO_NICS,
@@ -54,19 +54,20 @@ fn traceroutes(lab: &Lab) -> Result<()> {
     finish(witness)
 }
 
-pub(crate) fn traceroute_shows_every_hop(stage: &Stage) -> Result<()> {
-    traceroutes(&stage.lab()?)
+/// Traces by UDP, ICMP and TCP, from the VM beyond the firewall.
+pub fn traceroute_shows_every_hop(lab: &Lab) -> Result<()> {
+    traceroutes(lab)
 }
 
-pub(crate) fn traceroute_shows_every_hop_with_two_nics(stage: &Stage) -> Result<()> {
-    traceroutes(&stage.lab()?)
+/// Does the same; the firewall is at another address then.
+pub fn traceroute_shows_every_hop_with_two_nics(lab: &Lab) -> Result<()> {
+    traceroutes(lab)
 }
 
 /// The Private Link Service hides the machines behind it, but every hop has to answer: its own
 /// gateway, the router, the firewall, the server.
-pub(crate) fn traceroute_to_the_endpoint_shows_only_the_endpoint(stage: &Stage) -> Result<()> {
-    let lab = stage.lab()?;
-    let witness = Witness::start(&lab)?;
+pub fn traceroute_to_the_endpoint_shows_only_the_endpoint(lab: &Lab) -> Result<()> {
+    let witness = Witness::start(lab)?;
     let echo = ECHO_PORT.to_string();
     for options in [["-T", "-p", &echo], ["-U", "-p", &echo]] {
         let seen = traceroute(&lab.hosts.serverless, &ENDPOINT.to_string(), &options)?;
@@ -76,9 +77,9 @@ pub(crate) fn traceroute_to_the_endpoint_shows_only_the_endpoint(stage: &Stage) 
     finish(witness)
 }
 
-pub(crate) fn mtr_reports_every_hop(stage: &Stage) -> Result<()> {
-    let lab = stage.lab()?;
-    let witness = Witness::start(&lab)?;
+/// Traces many times over.
+pub fn mtr_reports_every_hop(lab: &Lab) -> Result<()> {
+    let witness = Witness::start(lab)?;
     let echo = ECHO_PORT.to_string();
     for options in [&[][..], &["--udp"], &["--tcp", "--port", &echo]] {
         let mut mtr = lab.hosts.vm.command("mtr")?;
@@ -87,7 +88,7 @@ pub(crate) fn mtr_reports_every_hop(stage: &Stage) -> Result<()> {
         let report: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
         let hubs = report["report"]["hubs"].as_array().with_context(|| said.clone())?;
         let seen: Vec<_> = hubs.iter().filter_map(|hub| hub["host"].as_str()).collect();
-        ensure!(seen == hops(&lab), "`mtr {}`: {said}", options.join(" "));
+        ensure!(seen == hops(lab), "`mtr {}`: {said}", options.join(" "));
         for hub in hubs {
             ensure!(hub["Loss%"] == 0.0 && hub["Snt"] == 5, "`mtr {}`: {said}", options.join(" "));
         }
@@ -96,14 +97,14 @@ pub(crate) fn mtr_reports_every_hop(stage: &Stage) -> Result<()> {
 }
 
 /// Runs tracepath on the VM. Returns its output.
-pub(crate) fn tracepath(lab: &Lab) -> Result<String> {
+pub(super) fn tracepath(lab: &Lab) -> Result<String> {
     let mut tracepath = lab.hosts.vm.command("tracepath")?;
     command::run(tracepath.args(["-n", "-m", "8", &TOOLS.to_string()]))
 }
 
 /// Returns the address that answered at each hop, from the last line of each hop: the first may
 /// only report an MTU.
-pub(crate) fn tracepath_hops(said: &str) -> Vec<(u8, String)> {
+pub(super) fn tracepath_hops(said: &str) -> Vec<(u8, String)> {
     let mut hops: Vec<(u8, String)> = Vec::new();
     for line in said.lines() {
         let Some((ttl, rest)) = line.split_once(':') else { continue };
@@ -114,11 +115,11 @@ pub(crate) fn tracepath_hops(said: &str) -> Vec<(u8, String)> {
     hops
 }
 
-pub(crate) fn tracepath_shows_every_hop(stage: &Stage) -> Result<()> {
-    let lab = stage.lab()?;
-    let witness = Witness::start(&lab)?;
-    let said = tracepath(&lab)?;
-    let wanted: Vec<_> = (1..).zip(hops(&lab)).collect();
+/// Traces while it looks for the path MTU.
+pub fn tracepath_shows_every_hop(lab: &Lab) -> Result<()> {
+    let witness = Witness::start(lab)?;
+    let said = tracepath(lab)?;
+    let wanted: Vec<_> = (1..).zip(hops(lab)).collect();
     ensure!(tracepath_hops(&said) == wanted, "{said}");
     ensure!(said.contains("Resume: pmtu 1500 hops 4 back 4"), "{said}");
     finish(witness)

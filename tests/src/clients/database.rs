@@ -3,15 +3,15 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{
+
+use super::finish;
+use crate::{
     Lab,
     addresses::{ENDPOINT, FIREWALL_PUBLIC},
     command,
     servers::Database,
     witness::Witness,
 };
-
-use crate::stage::{Stage, finish};
 
 /// Runs a script of SQL on the client. Returns the rows, one per line, with columns separated by
 /// `|`.
@@ -23,11 +23,11 @@ fn psql(lab: &Lab, script: &str) -> Result<String> {
     command::run_with_input(&mut psql, script)
 }
 
-pub(crate) fn rows_come_back_as_they_were_put_in(stage: &Stage) -> Result<()> {
+/// Writes and reads a table in two sessions, and row by row in a third one.
+pub fn rows_come_back_as_they_were_put_in(lab: &Lab) -> Result<()> {
     const ROWS: u32 = 5_000;
-    let lab = stage.lab()?;
-    let _server = Database::start(&lab)?;
-    let witness = Witness::start(&lab)?;
+    let _server = Database::start(lab)?;
+    let witness = Witness::start(lab)?;
 
     // Two sessions after each other: the second reads what the first has written.
     let mut rows = String::new();
@@ -36,17 +36,17 @@ pub(crate) fn rows_come_back_as_they_were_put_in(stage: &Stage) -> Result<()> {
     }
     let put =
         format!("CREATE TABLE demo (id int PRIMARY KEY, note text);\nCOPY demo FROM STDIN;\n{rows}\\.\n");
-    psql(&lab, &put)?;
-    ensure!(psql(&lab, "COPY (SELECT * FROM demo ORDER BY id) TO STDOUT;")? == rows, "other rows came back");
+    psql(lab, &put)?;
+    ensure!(psql(lab, "COPY (SELECT * FROM demo ORDER BY id) TO STDOUT;")? == rows, "other rows came back");
 
     // One statement an exchange, in one session.
     let mut script = "BEGIN;\nDECLARE walk CURSOR FOR SELECT id FROM demo ORDER BY id;\n".to_owned();
     script.push_str(&"FETCH 1 FROM walk;\n".repeat(200));
     let wanted: String = (0..200).map(|id| format!("{id}\n")).collect();
-    ensure!(psql(&lab, &script)? == wanted, "other rows were fetched");
+    ensure!(psql(lab, &script)? == wanted, "other rows were fetched");
 
     // The server does not know which client asked.
-    let client = psql(&lab, "SELECT inet_client_addr();")?;
+    let client = psql(lab, "SELECT inet_client_addr();")?;
     ensure!(client.trim() == FIREWALL_PUBLIC.to_string(), "the server sees {client}");
     finish(witness)
 }
