@@ -433,6 +433,9 @@ fn addresses(found: &mut Findings, config: &Config, interfaces: &[Interface]) {
     }
 }
 
+/// The id of the process that starts services and has their sockets.
+const SERVICE_MANAGER: u32 = 1;
+
 fn listeners(found: &mut Findings, config: &Config, facts: &Facts) {
     let wanted = [("the probe ([health])", config.health.listen), ("metrics ([admin])", config.admin.listen)];
     for (what, wanted) in wanted {
@@ -444,6 +447,18 @@ fn listeners(found: &mut Findings, config: &Config, facts: &Facts) {
             continue;
         };
         let port = wanted.port();
+        if listener.process.as_ref().is_some_and(|process| process.pid == SERVICE_MANAGER) {
+            // Of `pls-router.socket`, it is meant for the daemon; nothing here tells which it is.
+            found.warning(
+                (Id::PortTaken, &port.to_string()),
+                format!(
+                    "systemd listens on the port of {what}, {port}, for a socket unit; another one than \
+                     pls-router.socket would keep `run` from starting"
+                ),
+                "systemctl list-sockets shows which; stop another one, or change `listen`",
+            );
+            continue;
+        }
         let (by, fix) = match &listener.process {
             Some(process) => (format!(" by {process}"), format!("stop {process}, or change `listen`")),
             None => {

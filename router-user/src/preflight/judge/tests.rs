@@ -439,9 +439,19 @@ fn a_taken_port() {
              fix: find it: ss -ltnp 'sport = :9090'; stop it, or change `listen`",
         ],
     );
-    let manager = Process { pid: 1, name: "systemd".to_owned() };
-    let kept = Listener { of_daemon: true, ..listener(8082, Some(manager)) };
+    let manager = || Process { pid: 1, name: "systemd".to_owned() };
+    let kept = Listener { of_daemon: true, ..listener(8082, Some(manager())) };
     check(&config(""), &Facts { listeners: vec![kept], ..good() }, &[]);
+    // A socket unit's, before the daemon has ever run.
+    check(
+        &config(""),
+        &Facts { listeners: vec![listener(8082, Some(manager()))], ..good() },
+        &[
+            "warning: systemd listens on the port of the probe ([health]), 8082, for a socket unit; another one than \
+             pls-router.socket would keep `run` from starting\n  \
+             fix: systemctl list-sockets shows which; stop another one, or change `listen`",
+        ],
+    );
 }
 
 fn ssh(ports: &[u16], session: Option<(&str, u16)>) -> Facts {
