@@ -14,6 +14,7 @@ use lab::{
 
 use crate::{
     common::{BOOT, Place, check, image, package, seed},
+    guides,
     quick::{MORE, RESTART, first_boot, main_pid, told, traffic, unnoticed, wait_for_another},
     scenes::Scenes,
 };
@@ -66,6 +67,7 @@ fn a_router_lives_through_all_that_happens_to_a_machine() {
         back(machine, lab, watch)
     });
     scenes.play("purge", || purge(machine));
+    scenes.play("the commands of the guides", || guides::commands(machine));
     scenes.end();
 }
 

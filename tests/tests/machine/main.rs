@@ -9,6 +9,7 @@ mod boot;
 mod common;
 mod deploy;
 mod full;
+mod guides;
 mod quick;
 mod scenes;
 mod terraform;
