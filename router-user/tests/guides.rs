@@ -1,5 +1,7 @@
-//! The commands of the guides in `docs`: each says who runs it, the program accepts its arguments,
-//! and those that need no router run here. The others run in a lab (`tests/tests/net/guides.rs`).
+//! The commands of the guides: each has somebody who runs it, the program accepts its arguments,
+//! and those that need no router run here. The others run in a lab (`tests/tests/net/guides.rs`),
+//! where there is something to deploy to (`tests/tests/deploy.rs`), and on a machine with systemd
+//! (`tests/tests/machine/guides.rs`).
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up fails")]
 
@@ -8,18 +10,31 @@ use std::{
     process::{Command, Stdio},
 };
 
-use harness::guides::{Block, Page, Runner, calls, pages, parse};
+use harness::guides::{Block, Page, Runner, accounts, calls, pages};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 fn guides() -> Vec<Page> {
-    let mut all = pages(&root().join("docs")).unwrap_or_else(|wrong| panic!("{}", wrong.join("\n")));
-    let readme = root().join("README.md");
-    let text = std::fs::read_to_string(&readme).unwrap();
-    all.push(parse(&readme, &text).unwrap_or_else(|wrong| panic!("{}", wrong.join("\n"))));
-    all
+    pages(&root()).unwrap_or_else(|wrong| panic!("{}", wrong.join("\n")))
+}
+
+#[test]
+fn every_command_of_the_guides_is_run_or_for_azure_only() {
+    let pages = guides();
+    let problems = accounts::problems(&pages, &root());
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+    let inline: usize = pages.iter().map(|page| page.inline.len()).sum();
+    assert!(inline > 100, "only {inline} commands within sentences");
+    for (runner, least) in [(Runner::Lab, 15), (Runner::Deploy, 2), (Runner::Machine, 10)] {
+        let steps = accounts::inline(&pages, runner);
+        println!("{runner:?} runs {}", steps.len());
+        for (page, step) in &steps {
+            println!("  {}:{}: {}", page.display(), step.line, step.command);
+        }
+        assert!(steps.len() >= least, "{runner:?} runs only {}", steps.len());
+    }
 }
 
 /// Returns what the program says of arguments that it does not accept. `--help` at their end has it
@@ -40,7 +55,8 @@ fn the_program_accepts_every_command_line_of_the_guides() {
             Block::File { .. } => &[],
         });
         let in_blocks = in_blocks.map(|step| (step.line, step.command.clone()));
-        for (line, command) in in_blocks.chain(page.inline.iter().cloned()) {
+        let inline = page.inline.iter().map(|inline| (inline.line, inline.command.clone()));
+        for (line, command) in in_blocks.chain(inline) {
             for arguments in calls(&command) {
                 looked_at += 1;
                 if let Some(refusal) = refusal(&arguments) {
@@ -77,12 +93,9 @@ fn commands_that_need_no_router_do_what_the_guides_say() {
                     for step in commands {
                         let mut shell = Command::new("sh");
                         shell.args(["-c", &format!("exec 2>&1\n{}", step.command)]).current_dir(place.path());
-                        let output =
-                            shell.env_clear().env("PATH", &path).stdin(Stdio::null()).output().unwrap();
-                        let said = String::from_utf8_lossy(&output.stdout);
-                        let at = format!("{}:{}: {}", page.path.display(), step.line, step.command);
-                        assert_eq!(output.status.code(), Some(step.code), "{at}\n{said}");
-                        assert_eq!(step.missing(&said), None, "{at}\n{said}");
+                        shell.env_clear().env("PATH", &path).stdin(Stdio::null());
+                        step.follow(&page.path, |_| shell.output().unwrap().into())
+                            .unwrap_or_else(|wrong| panic!("{wrong}"));
                         ran += 1;
                     }
                 }

@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
+
+use harness::guides::{self, Block};
 
 /// The requirements of every RFC, in its order: those of the first three, the sections of the next
 /// one, which updates them, and of the others the sections about undeliverable packets.
@@ -234,6 +237,56 @@ fn every_threat_has_a_bound_and_a_test() {
             "The firewall's side",
         ],
     );
+}
+
+/// What `cargo xtask` with these arguments and `--help` says.
+fn help(arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    let output = command.args(arguments).arg("--help").output().expect("xtask runs");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Verbs whose help is that of a program which they compile first.
+const OWN_HELP: &[&str] = &["bench", "lab", "soak"];
+
+/// Returns the verb, or the option, in a command line that `cargo xtask` does not have.
+fn unknown_to_xtask(command: &str) -> Option<&str> {
+    let command = command.split(" #").next().unwrap_or_default();
+    let arguments: Vec<&str> = command.trim().strip_prefix("cargo xtask ")?.split_whitespace().collect();
+    let verbs = help(&[]);
+    let is_verb = |word: &str| verbs.lines().any(|line| line.split_whitespace().next() == Some(word));
+    let verb = arguments.first().copied().filter(|verb| *verb != "--help")?;
+    if !is_verb(verb) {
+        return Some(verb);
+    }
+    let options = if OWN_HELP.contains(&verb) { return None } else { help(&[verb]) };
+    arguments.into_iter().find(|word| word.starts_with("--") && !options.contains(word))
+}
+
+#[test]
+fn every_verb_and_option_in_the_guides_exists() {
+    let pages = guides::pages(&root()).unwrap_or_else(|wrong| panic!("{}", wrong.join("\n")));
+    let (mut wrong, mut looked_at) = (Vec::new(), 0);
+    for page in &pages {
+        let in_blocks = page.blocks.iter().flat_map(|block| match block {
+            Block::Commands { commands, .. } => commands.as_slice(),
+            Block::File { .. } => &[],
+        });
+        let in_blocks = in_blocks.map(|step| (step.line, &step.command));
+        let inline = page.inline.iter().map(|inline| (inline.line, &inline.command));
+        for (line, command) in
+            in_blocks.chain(inline).filter(|(_, command)| command.starts_with("cargo xtask "))
+        {
+            looked_at += 1;
+            let unknown = unknown_to_xtask(command);
+            wrong.extend(unknown.map(|word| format!("{}:{line}: no {word}: {command}", page.path.display())));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(looked_at > 20, "only {looked_at} commands");
+    assert_eq!(unknown_to_xtask("cargo xtask dploy HOST"), Some("dploy"));
+    assert_eq!(unknown_to_xtask("cargo xtask deploy HOST --dryrun"), Some("--dryrun"));
 }
 
 /// `#[tokio::test]` makes a test of the compiler's harness, which these binaries do not have: it

@@ -14,6 +14,7 @@ use lab::{
 
 use crate::{
     common::{BOOT, Place, check, image, package, seed},
+    guides,
     quick::{MORE, RESTART, first_boot, main_pid, told, traffic, unnoticed, wait_for_another},
     scenes::Scenes,
 };
@@ -66,6 +67,7 @@ fn a_router_lives_through_all_that_happens_to_a_machine() {
         back(machine, lab, watch)
     });
     scenes.play("purge", || purge(machine));
+    scenes.play("the commands of the guides", || guides::commands(machine));
     scenes.end();
 }
 
@@ -130,7 +132,7 @@ fn watchdog(machine: &Machine, lab: &Lab) -> Result<String> {
 }
 
 /// The limit of a real cgroup, below what the daemon has: the kernel kills it, and systemd starts
-/// another.
+/// another. Until one lives, the load balancer may have the router out of service.
 fn out_of_memory(machine: &Machine, lab: &Lab) -> Result<String> {
     let before = main_pid(machine)?;
     let traffic = Traffic::start(lab)?;
@@ -144,7 +146,7 @@ fn out_of_memory(machine: &Machine, lab: &Lab) -> Result<String> {
     machine.ssh("systemctl set-property --runtime pls-router MemoryMax=infinity")?;
     let came_back = wait_for_another(machine, &before);
     let carried = traffic.carry(MORE);
-    let lost = traffic.finish().nothing_lost();
+    let lost = traffic.finish().no_session_lost();
     killed?;
     came_back?;
     carried?;

@@ -10,6 +10,7 @@ mod clients;
 mod common;
 mod deploy;
 mod full;
+mod guides;
 mod quick;
 mod scenes;
 mod terraform;

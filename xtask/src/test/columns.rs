@@ -91,7 +91,8 @@ impl Kind {
         let mut in_code_block = false;
         for (line, number) in text.lines().zip(1..) {
             let Some(prose) = self.prose(line) else {
-                in_code_block = false;
+                // Code ends a comment, and with it what the comment has; a page goes on.
+                in_code_block &= matches!(self, Self::Markdown);
                 continue;
             };
             if prose.starts_with("```") {
@@ -174,10 +175,10 @@ mod tests {
         let text = format!("/// ```text\n/// {wide}\n/// ```\n/// {link}\n/// {wide}\n");
         assert_eq!(found(Kind::Rust, &text), [5]);
         let text = format!(
-            "```\n{wide}\n```\n\n    {wide}\n\n| {wide} |\n\n- {link}\n- see [a page]({link}), \
+            "```\n    {wide}\n{wide}\n```\n\n    {wide}\n\n| {wide} |\n\n- {link}\n- see [a page]({link}), \
              which is long\n{wide}\n"
         );
-        assert_eq!(found(Kind::Markdown, &text), [11]);
+        assert_eq!(found(Kind::Markdown, &text), [12]);
     }
 
     #[test]
