@@ -11,8 +11,8 @@ use crate::{root::Root, run, said};
 const CONFIGURED: &str = "[interfaces]\npls = \"eth0\"\n";
 
 /// A Debian on which systemd seems to run: what it is asked is noted in `/asked`. The service is in
-/// the state that `/state` names, in the run that `/run-id` names, and does not start if there is
-/// `/start-fails`.
+/// the state that `/state` names. A start fails if there is `/start-fails`, is not made if there is
+/// `/not-allowed`, and begins another run otherwise. Programs are attached.
 fn running() -> Root {
     let root = root();
     check(fs::create_dir_all(root.path("run/systemd/system")).map_err(Into::into));
@@ -20,19 +20,24 @@ fn running() -> Root {
         echo "systemctl $*" >>/asked
         case $* in
             *is-active*) cat /state ;;
-            *InvocationID*) cat /run-id ;;
+            *InvocationID*) cat /run-id || true ;;
         esac"#;
     let invoke = r#"
         echo "invoke $*" >>/asked
-        ! [ -e /start-fails ]"#;
+        [ ! -e /not-allowed ] || exit 0
+        echo x >>/run-id
+        [ ! -e /start-fails ]"#;
     check(root.replace("usr/bin/systemctl", systemctl));
     check(root.replace("usr/bin/deb-systemd-invoke", invoke));
     check(root.replace("usr/bin/journalctl", "echo the last words"));
-    for (file, content) in [("state", "inactive\n"), ("run-id", "first\n")] {
-        check(fs::write(root.path(file), content).map_err(Into::into));
-    }
+    check(fs::write(root.path("state"), "inactive\n").map_err(Into::into));
+    check(fs::create_dir_all(root.path(LINKS)).map_err(Into::into));
+    check(fs::write(root.path(LINKS).join("native-eth0"), "").map_err(Into::into));
     root
 }
+
+/// The directory of attachments, which is no BPF file system here.
+const LINKS: &str = "sys/fs/bpf/pls-router/v1/links";
 
 fn root() -> Root {
     if harness::no_root("").is_some() {
@@ -153,7 +158,8 @@ fn the_version_that_forwards_is_named_however_many_have_failed_since() -> Result
     install(&root, "1.0");
     fs::write(root.path("state"), "active\n")?;
     fs::write(root.path("stand-in-fails"), "")?;
-    for version in ["1.1", "1.2"] {
+    for (version, state) in [("1.1", "active\n"), ("1.2", "reloading\n")] {
+        fs::write(root.path("state"), state)?;
         let said = install(&root, version);
         assert!(said.contains("the daemon of version 1.0 goes on running"), "{said}");
     }
@@ -179,10 +185,43 @@ fn the_version_that_forwards_is_named_however_many_have_failed_since() -> Result
     let said = install(&root, "1.7");
     assert!(said.contains("install version 1.6 again"), "{said}");
 
-    // So is one that starts later, in another run.
-    fs::write(root.path("run-id"), "second\n")?;
+    // So is one that starts later: the unit removes the note when a daemon is ready.
+    let unit = fs::read_to_string(root.path("usr/lib/systemd/system/pls-router.service"))?;
+    let started = unit.lines().find_map(|line| line.strip_prefix("ExecStartPost=-/bin/"));
+    let cleared = root.inside(&started.unwrap_or_default().split(' ').collect::<Vec<_>>())?;
+    assert!(cleared.status.success(), "{started:?}: {}", crate::said(&cleared));
     let said = install(&root, "1.8");
     assert!(said.contains("install version 1.7 again"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn nothing_is_said_to_forward_where_nothing_is_attached() -> Result<()> {
+    let root = running();
+    install(&root, "1.0");
+    fs::remove_file(root.path(LINKS).join("native-eth0"))?;
+    fs::write(root.path("state"), "activating\n")?;
+    for (obstacle, version) in [("start-fails", "1.1"), ("stand-in-fails", "1.2")] {
+        fs::write(root.path(obstacle), "")?;
+        let said = install(&root, version);
+        assert!(said.contains("nothing is forwarded") && !said.contains("go on forwarding"), "{said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_restart_that_is_not_allowed_is_told() -> Result<()> {
+    let root = running();
+    install(&root, "1.0");
+    fs::write(root.path("state"), "active\n")?;
+    fs::write(root.path("not-allowed"), "")?;
+    let said = install(&root, "1.1");
+    assert!(said.contains("installed, but not restarted"), "{said}");
+    // It has never run.
+    fs::remove_file(root.path("not-allowed"))?;
+    fs::write(root.path("start-fails"), "")?;
+    let said = install(&root, "1.2");
+    assert!(said.contains("install version 1.0 again"), "{said}");
     Ok(())
 }
 
