@@ -180,9 +180,9 @@ pub struct Listener {
     pub port: u16,
     /// The process that has it.
     pub process: Option<Process>,
-    /// `true` if that is the daemon, or has the socket of the daemon's API as well: the service
-    /// manager, which keeps all of them for the next daemon.
-    pub of_daemon: bool,
+    /// `true` if that process has the socket of the daemon's API as well: the daemon, or the service
+    /// manager, which keeps its sockets for the next one.
+    pub keeps_api: bool,
 }
 
 /// Services of this machine that could be reached by IPv6.

@@ -7,11 +7,11 @@ mod routing;
 
 pub use access::{Access, access};
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use super::facts::{AttachedProgram, Facts, Interface};
+use super::facts::{AttachedProgram, Facts, Interface, Listener, OWN_PROCESS};
 use super::finding::{Finding, Findings, Id, listed};
 use crate::config::{Config, Host, Mode, closest};
 use crate::port_plan;
@@ -433,52 +433,65 @@ fn addresses(found: &mut Findings, config: &Config, interfaces: &[Interface]) {
     }
 }
 
-/// The id of the process that starts services and has their sockets.
+/// The id of the process that starts services, and has the sockets of their socket units.
 const SERVICE_MANAGER: u32 = 1;
 
 fn listeners(found: &mut Findings, config: &Config, facts: &Facts) {
     let wanted = [("the probe ([health])", config.health.listen), ("metrics ([admin])", config.admin.listen)];
     for (what, wanted) in wanted {
-        let taken = facts
-            .listeners
-            .iter()
-            .find(|listener| !listener.of_daemon && collide(wanted, listener.address, listener.port));
-        let Some(listener) = taken else {
-            continue;
-        };
-        let port = wanted.port();
-        if listener.process.as_ref().is_some_and(|process| process.pid == SERVICE_MANAGER) {
-            // Of `pls-router.socket`, it is meant for the daemon; nothing here tells which it is.
-            found.warning(
-                (Id::PortTaken, &port.to_string()),
-                format!(
-                    "systemd listens on the port of {what}, {port}, for a socket unit; another one than \
-                     pls-router.socket would keep `run` from starting"
-                ),
-                "systemctl list-sockets shows which; stop another one, or change `listen`",
-            );
-            continue;
+        for listener in facts.listeners.iter().filter(|listener| collide(wanted, listener)) {
+            taken(found, what, wanted, listener);
         }
-        let (by, fix) = match &listener.process {
-            Some(process) => (format!(" by {process}"), format!("stop {process}, or change `listen`")),
-            None => {
-                (String::new(), format!("find it: ss -ltnp 'sport = :{port}'; stop it, or change `listen`"))
-            }
-        };
-        found.error(
-            (Id::PortTaken, &port.to_string()),
-            format!("the port of {what}, {port}, is taken{by}"),
-            fix,
-        );
     }
 }
 
-/// Returns `true` if binding `wanted` fails because of a socket that listens at `address` and
-/// `port`.
-fn collide(wanted: SocketAddr, address: IpAddr, port: u16) -> bool {
+/// Judges a socket that listens where the daemon is to listen.
+fn taken(found: &mut Findings, what: &str, wanted: SocketAddr, listener: &Listener) {
+    let port = wanted.port();
+    let id = port.to_string();
+    let of = (Id::PortTaken, id.as_str());
+    match &listener.process {
+        Some(process) if process.name == OWN_PROCESS => {}
+        Some(process) if process.pid == SERVICE_MANAGER => {
+            // The daemon takes what a socket unit or the daemon before has left, at exactly its
+            // address. What the one before had elsewhere it closes.
+            let fits = listener.address == wanted.ip();
+            let at = SocketAddr::new(listener.address, port);
+            let fix = "systemctl list-sockets shows the unit: stop it, or make its ListenStream= and `listen` the same";
+            match (listener.keeps_api, fits) {
+                (true, true) => {}
+                (false, false) => found.error(
+                    of,
+                    format!("systemd listens at {at} for a socket unit, where {what} is to be at {wanted}"),
+                    fix,
+                ),
+                (true, false) | (false, true) => found.warning(
+                    of,
+                    format!(
+                        "systemd listens at {at}: {what} can be at {wanted} only if that is for pls-router"
+                    ),
+                    fix,
+                ),
+            }
+        }
+        Some(process) => found.error(
+            of,
+            format!("the port of {what}, {port}, is taken by {process}"),
+            format!("stop {process}, or change `listen`"),
+        ),
+        None => found.error(
+            of,
+            format!("the port of {what}, {port}, is taken"),
+            format!("find it: ss -ltnp 'sport = :{port}'; stop it, or change `listen`"),
+        ),
+    }
+}
+
+/// Returns `true` if binding `wanted` fails because of a socket that listens.
+fn collide(wanted: SocketAddr, Listener { address, port, .. }: &Listener) -> bool {
     // An unspecified IPv6 address takes IPv4 too, unless the socket says otherwise; few do.
     let either_any = wanted.ip().is_unspecified() || address.is_unspecified();
-    wanted.port() == port && (wanted.ip() == address || either_any)
+    wanted.port() == *port && (wanted.ip() == *address || either_any)
 }
 
 fn pins(found: &mut Findings, pins: &Path) {

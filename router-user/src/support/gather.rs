@@ -89,6 +89,17 @@ const COMMANDS: &[(&str, &str, &[&str])] = &[
     ("bpf/links.txt", "links", &["bpftool", "link"]),
     ("machine/pci.txt", "PCI devices", &["lspci"]),
     ("machine/cloud-init.txt", "what cloud-init has done", &["cloud-init", "status", "--long"]),
+    (
+        "machine/vm.txt",
+        "the VM's cloud, region, zone and size (on Azure)",
+        &[
+            "cloud-init",
+            "query",
+            "--format",
+            "{{ v1.cloud_name }}, {{ v1.region }}, zone {{ v1.availability_zone }}, \
+             {{ ds.meta_data.imds.compute.vmSize }}",
+        ],
+    ),
     ("service/unit.txt", "the systemd unit", &["systemctl", "cat", "--no-pager", "pls-router"]),
     ("service/state.txt", "its state", &["systemctl", "status", "--no-pager", "--lines=0", "pls-router"]),
     (

@@ -36,8 +36,9 @@ pub(crate) fn sockets(lists: &[&str]) -> Vec<Socket> {
 
 /// The inodes of the Unix sockets that are bound to this path.
 pub(crate) fn unix_sockets(path: &Path) -> Vec<u64> {
-    let text = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    text.lines().skip(1).filter_map(|line| unix_socket(line, path)).collect()
+    // Any user may give a socket a name that is not UTF-8.
+    let text = std::fs::read("/proc/net/unix").unwrap_or_default();
+    String::from_utf8_lossy(&text).lines().skip(1).filter_map(|line| unix_socket(line, path)).collect()
 }
 
 /// Returns the inode of a line of `/proc/net/unix` if its path is this one.

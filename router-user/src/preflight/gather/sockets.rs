@@ -22,10 +22,8 @@ pub(super) fn listeners(ports: &[u16], api: &Path) -> Vec<Listener> {
     let keepers = owners_of_any(&proc_net::unix_sockets(api));
     let listener = |(address, port, inode)| {
         let process = owners.remove(&inode);
-        let of_daemon = process
-            .as_ref()
-            .is_some_and(|process| process.name == OWN_PROCESS || keepers.contains(&process.pid));
-        Listener { address, port, process, of_daemon }
+        let keeps_api = process.as_ref().is_some_and(|process| keepers.contains(&process.pid));
+        Listener { address, port, process, keeps_api }
     };
     found.into_iter().map(listener).collect()
 }
@@ -144,17 +142,17 @@ mod tests {
 
     /// As while no daemon runs that systemd has started, and is to start again.
     #[test]
-    fn what_is_kept_together_with_the_api_is_the_daemons() {
+    fn a_process_that_keeps_the_api_is_told() {
         let directory = tempfile::tempdir().unwrap();
         let [kept, other] = ["kept.sock", "other.sock"].map(|name| directory.path().join(name));
         let api = std::os::unix::net::UnixListener::bind(&kept).unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let of_daemon = |api: &Path| listeners(&[port], api).pop().unwrap().of_daemon;
-        assert!(of_daemon(&kept));
-        assert!(!of_daemon(&other));
+        let keeps_api = |api: &Path| listeners(&[port], api).pop().unwrap().keeps_api;
+        assert!(keeps_api(&kept));
+        assert!(!keeps_api(&other));
         drop(api);
-        assert!(!of_daemon(&kept));
+        assert!(!keeps_api(&kept));
     }
 
     #[test]

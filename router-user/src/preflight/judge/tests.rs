@@ -1,3 +1,4 @@
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::super::facts::{
@@ -427,8 +428,9 @@ fn an_interface_without_an_address_is_an_error() {
 fn a_taken_port() {
     let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let nginx = Process { pid: 5, name: "nginx".to_owned() };
-    let listener = |port, process| Listener { address: any, port, process, of_daemon: false };
-    let facts = Facts { listeners: vec![listener(8082, Some(nginx)), listener(9090, None)], ..good() };
+    let listener = |port, process| Listener { address: any, port, process, keeps_api: false };
+    let facts =
+        Facts { listeners: vec![listener(8082, Some(nginx.clone())), listener(9090, None)], ..good() };
     check(
         &config(""),
         &facts,
@@ -439,19 +441,39 @@ fn a_taken_port() {
              fix: find it: ss -ltnp 'sport = :9090'; stop it, or change `listen`",
         ],
     );
-    let manager = || Process { pid: 1, name: "systemd".to_owned() };
-    let kept = Listener { of_daemon: true, ..listener(8082, Some(manager())) };
-    check(&config(""), &Facts { listeners: vec![kept], ..good() }, &[]);
-    // A socket unit's, before the daemon has ever run.
-    check(
-        &config(""),
-        &Facts { listeners: vec![listener(8082, Some(manager()))], ..good() },
-        &[
-            "warning: systemd listens on the port of the probe ([health]), 8082, for a socket unit; another one than \
-             pls-router.socket would keep `run` from starting\n  \
-             fix: systemctl list-sockets shows which; stop another one, or change `listen`",
-        ],
+    let daemon = Process { pid: 5, name: OWN_PROCESS.to_owned() };
+    check(&config(""), &Facts { listeners: vec![listener(8082, Some(daemon))], ..good() }, &[]);
+}
+
+/// systemd has the daemon's sockets while none runs, and those of any socket unit.
+#[test]
+fn a_port_at_which_systemd_listens() {
+    const FIX: &str = "fix: systemctl list-sockets shows the unit: stop it, or make its ListenStream= and `listen` the same";
+    let [any, one] = [Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(10, 0, 2, 68)].map(IpAddr::V4);
+    let held = |address, keeps_api| {
+        let manager = Process { pid: 1, name: "systemd".to_owned() };
+        Listener { address, port: 8082, process: Some(manager), keeps_api }
+    };
+    let judged = |listeners: Vec<Listener>, expected: &[String]| {
+        let expected: Vec<_> = expected.iter().map(String::as_str).collect();
+        check(&config(""), &Facts { listeners, ..good() }, &expected);
+    };
+    let doubt = |at: &str| {
+        format!(
+            "warning: systemd listens at {at}: the probe ([health]) can be at 0.0.0.0:8082 only if that is for \
+             pls-router\n  {FIX}"
+        )
+    };
+    judged(vec![held(any, true)], &[]);
+    judged(vec![held(any, false)], &[doubt("0.0.0.0:8082")]);
+    judged(vec![held(one, true)], &[doubt("10.0.2.68:8082")]);
+    let refused = format!(
+        "error: systemd listens at 10.0.2.68:8082 for a socket unit, where the probe ([health]) is to be at \
+         0.0.0.0:8082\n  {FIX}"
     );
+    judged(vec![held(one, false)], std::slice::from_ref(&refused));
+    // Each of several is told, and errors come first.
+    judged(vec![held(any, false), held(one, false)], &[refused, doubt("0.0.0.0:8082")]);
 }
 
 fn ssh(ports: &[u16], session: Option<(&str, u16)>) -> Facts {
