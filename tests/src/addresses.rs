@@ -99,6 +99,6 @@ pub const ECHO_PORT: u16 = 7007;
 /// A port that the router listens on itself, where SSH would be.
 pub const SSH_PORT: u16 = 22;
 /// A port where a router's sshd listens, on a router that has one.
-pub const SSHD_PORT: u16 = 2222;
+pub const SSHD_PORT: u16 = 2022;
 /// The port of the router's health endpoint.
 pub const HEALTH_PORT: u16 = 8082;

@@ -28,7 +28,7 @@ use crate::{
     namespace::Namespace,
     paths,
     process::Process,
-    state::{About, State},
+    state::{self, About, State},
     variants::{Nics, PlsPorts, Router},
     wait,
 };
@@ -559,6 +559,8 @@ impl Lab {
             Router::PlsRouter(binary) => Some(binary.clone()),
             Router::Nftables | Router::Machine => None,
         };
+        let process = |(host, pid)| Some((host, (pid, state::start_time(pid)?)));
+        let machines = machines.into_iter().filter_map(process).collect();
         let mut hosts = HOSTS.map(str::to_owned).to_vec();
         hosts.extend((1..self.options.routers).map(|number| Seat::new(number).host));
         self.state.keep(&About { hosts, binary, machines })?;

@@ -44,8 +44,21 @@ pub struct About {
     pub hosts: Vec<String>,
     /// The daemon's binary, if a daemon runs.
     pub binary: Option<PathBuf>,
-    /// The hosts that have a file system of their own, by a process of each.
-    pub machines: BTreeMap<String, u32>,
+    /// The hosts that have a file system of their own: a process of each, by its id and start time.
+    #[serde(default)]
+    pub machines: BTreeMap<String, (u32, u64)>,
+}
+
+impl About {
+    /// Returns the id of a process in the file system of a host, if it has its own.
+    pub fn machine(&self, host: &str) -> Result<Option<u32>> {
+        let Some((pid, started)) = self.machines.get(host) else { return Ok(None) };
+        ensure!(
+            start_time(*pid) == Some(*started),
+            "the machine of {host} has ended; `cargo xtask lab --down` removes the lab"
+        );
+        Ok(Some(*pid))
+    }
 }
 
 /// The directory of a live lab, and the claim on its id.
@@ -346,7 +359,7 @@ fn alive(recorded: &[(u32, u64)], inodes: &[(u64, u64)]) -> Result<Vec<u32>> {
 
 /// Returns the time a process started, in the kernel's ticks: with the id, that identifies a
 /// process. `None` once it has ended, even if its exit status has not been collected yet.
-fn start_time(pid: u32) -> Option<u64> {
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses, which may hold anything; field 3 is the state,
     // field 22 the time.

@@ -111,8 +111,8 @@ pub(crate) fn package(wanted: &Wanted) -> Result<Package> {
     fs::copy(&built, &binary)
         .with_context(|| format!("cannot copy {} to {}", built.display(), binary.display()))?;
     let dependencies = dependencies::of_router(architecture)?;
-    // What is in a program that somebody else has built is not known beyond that.
-    let runtime = if wanted.binary.is_some() { Vec::new() } else { runtime::parts(architecture)? };
+    // The compilers of a program that is there already are not known.
+    let runtime = if wanted.binary.is_some() { runtime::unknown() } else { runtime::parts(architecture)? };
     let parts = folder.join(name + ".cdx.json");
     fs::write(&parts, records::bill_of_materials(&source, &dependencies, &runtime)?)
         .with_context(|| format!("cannot write {}", parts.display()))?;

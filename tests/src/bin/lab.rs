@@ -13,7 +13,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use lab::{
     HOSTS, Lab, Namespace, Nics, Options, PROBE_INTERVAL, Router,
     addresses::MOST_ROUTERS,
-    fleet::story::{Size, Stage},
+    fleet::{
+        self,
+        story::{Size, Stage},
+    },
     helper::{Server, this_binary},
     paths, state,
     story::{self, tell},
@@ -148,21 +151,21 @@ fn enter(id: &str, words: &[String]) -> Result<std::convert::Infallible> {
         Some((program, args)) => (program.as_str(), args),
         None => (shell.as_str(), [].as_slice()),
     };
-    let mut command = if let Some(machine) = about.machines.get(host) {
+    let mut command = if let Some(machine) = about.machine(host)? {
         let mut nsenter = namespace.interactive("nsenter")?;
-        nsenter.args(target::enter(*machine)).arg(program);
+        nsenter.args(target::enter(machine)).arg(program);
         nsenter
     } else {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let own = about.binary.as_deref().and_then(Path::parent).map(Path::to_owned);
         let path = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path)))?;
+        let authority = directory.join("conf/ca.pem");
         let mut command = namespace.interactive(program)?;
         command.env("PATH", path).env("PLS_ROUTER_CONFIG", directory.join("config.toml"));
+        command.env("CURL_CA_BUNDLE", &authority).env("SSL_CERT_FILE", &authority);
         command
     };
-    let authority = directory.join("conf/ca.pem");
-    command.args(args).env("CURL_CA_BUNDLE", &authority).env("SSL_CERT_FILE", &authority);
-    Err(command.exec()).with_context(|| format!("cannot run {program} on {host}"))
+    Err(command.args(args).exec()).with_context(|| format!("cannot run {program} on {host}"))
 }
 
 fn run(arguments: &Arguments) -> Result<bool> {
@@ -198,12 +201,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         stage.play();
         let (story, fleet) = stage.end();
         if arguments.keep {
-            let ssh_config = fleet.ssh_config();
             fleet.keep()?;
-            tell(&format!(
-                "`deploy` reaches its routers: cargo xtask deploy status router router2 --ssh-config {}",
-                ssh_config.display()
-            ));
         }
         story
     } else {
@@ -243,13 +241,27 @@ fn how_to_enter(id: &str, routers: usize) -> String {
     let mut hosts = HOSTS.map(str::to_owned).to_vec();
     hosts.extend((2..=routers).map(|number| format!("router{number}")));
     let id = if id == DEFAULT { String::new() } else { format!(" --id {id}") };
+    let (inside, logs) = if routers == 1 {
+        (String::new(), "logs and configuration are".to_owned())
+    } else {
+        let release = directory.join(fleet::RELEASE);
+        let file = |name: &str| release.join(name).display().to_string();
+        let deploy = format!(
+            "\x20 cargo xtask deploy status --inventory {} --ssh-config {}\n\
+             \x20 cargo xtask lab{id} --exec router journalctl\n",
+            file(fleet::INVENTORY),
+            file(fleet::SSH_CONFIG)
+        );
+        (deploy, "what is deployed, and the logs of the other hosts, are".to_owned())
+    };
     format!(
         "the lab is kept; its hosts are {}\n\
          \x20 cargo xtask lab{id} --exec router pls-router status\n\
          \x20 cargo xtask lab{id} --exec serverless curl https://www.example.com/\n\
          \x20 cargo xtask lab{id} --exec firewall          (a shell)\n\
+         {inside}\
          \x20 cargo xtask lab{id} --down\n\
-         logs and configuration are in {}",
+         {logs} in {}",
         hosts.join(", "),
         directory.display()
     )

@@ -1,6 +1,6 @@
 //! Links that take less than others, and path MTU discovery through them (RFC 1191).
 
-use std::net::Ipv4Addr;
+use std::{fs, net::Ipv4Addr};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -86,8 +86,8 @@ pub fn widen_beyond_the_private_link(lab: &Lab) -> Result<()> {
 
 /// Has the ends forget the path MTU that they have learnt.
 fn forget(lab: &Lab) -> Result<()> {
-    let Hosts { serverless, internet, .. } = &lab.hosts;
-    [serverless, internet].into_iter().try_for_each(|end| end.ip("route flush cache").map(drop))
+    let Hosts { serverless, internet, vm, .. } = &lab.hosts;
+    [serverless, internet, vm].into_iter().try_for_each(|end| end.ip("route flush cache").map(drop))
 }
 
 /// The path MTU that a host has learnt for an address.
@@ -95,6 +95,19 @@ fn learnt(host: &Namespace, towards: Ipv4Addr) -> Result<Option<u32>> {
     let route = host.run("ip", &["route", "get", &towards.to_string()])?;
     let mut words = route.split_whitespace().skip_while(|word| *word != "mtu").skip(1);
     words.next().map(|mtu| mtu.parse().with_context(|| route.clone())).transpose()
+}
+
+/// The number of fragments that a host has made.
+fn fragments_made(host: &Namespace) -> Result<u64> {
+    let table = host.inside(|| fs::read_to_string("/proc/thread-self/net/snmp"))?;
+    let table = table.context("cannot read a host's counters")?;
+    // A line of names, and one of values.
+    let mut lines = table.lines().filter_map(|line| line.strip_prefix("Ip: "));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let mut counters = names.split(' ').zip(values.split(' '));
+    let found = counters.find(|(name, _)| *name == "FragCreates");
+    let (_, value) = found.with_context(|| format!("no FragCreates in {names}"))?;
+    value.parse().with_context(|| format!("FragCreates is {value}"))
 }
 
 /// Returns the output of ping, for any number of answers.
@@ -167,19 +180,27 @@ pub fn packets_without_df_are_fragmented(lab: &Lab) -> Result<()> {
 
 /// Does the same with a router that forgets its next hops by `flush`.
 pub fn are_fragmented(lab: &Lab, flush: impl FnOnce() -> Result<()>) -> Result<()> {
+    let Hosts { serverless, vm, .. } = &lab.hosts;
+    // A host that knows the path MTU would make smaller fragments itself.
+    forget(lab)?;
+    let known = (learnt(vm, TOOLS)?, learnt(serverless, ENDPOINT)?);
+    ensure!(known == (None, None), "the path MTU is known: {known:?}");
     let witness = Witness::start(lab)?;
+    let before = fragments_made(vm)?;
     for size in [FITS, TOO_BIG, FULL] {
-        let answers = client::ping(&lab.hosts.vm, TOOLS, 3, &["-M", "dont", "-s", size])?;
+        let answers = client::ping(vm, TOOLS, 3, &["-M", "dont", "-s", size])?;
         ensure!(answers == 3, "{answers} answers to 3 echo requests with {size} bytes");
     }
+    let made = fragments_made(vm)? - before;
+    ensure!(made == 0, "the VM has made {made} fragments itself");
     // Fragments that have to be fragmented again.
-    let udp = Udp::open(&lab.hosts.serverless, (ENDPOINT, ECHO_PORT).into())?;
+    let udp = Udp::open(serverless, (ENDPOINT, ECHO_PORT).into())?;
     for length in [1473, 4000, 20_000] {
         udp.echo(&vec![0x5a; length], LIMIT)?;
     }
     // Nor is one lost to a next hop that has to be asked for first.
     flush()?;
-    let answers = client::ping(&lab.hosts.vm, TOOLS, 1, &["-M", "dont", "-s", TOO_BIG])?;
+    let answers = client::ping(vm, TOOLS, 1, &["-M", "dont", "-s", TOO_BIG])?;
     ensure!(answers == 1, "{answers} answers to an echo request with {TOO_BIG} bytes, cold");
     finish(witness)
 }

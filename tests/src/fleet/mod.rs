@@ -41,6 +41,17 @@ use crate::{
 /// The limit for the processes of a VM that is killed to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
+/// The directory of what is deployed, in the lab's.
+pub const RELEASE: &str = "release";
+/// The list of the routers, in [`RELEASE`].
+pub const INVENTORY: &str = "inventory";
+/// The configuration for ssh by which they are reached, in [`RELEASE`].
+pub const SSH_CONFIG: &str = "ssh_config";
+/// The program, in [`RELEASE`].
+const BINARY: &str = "pls-router";
+/// The configuration of all routers, in [`RELEASE`].
+const CONFIGURATION: &str = "router.toml";
+
 /// The rights of a program.
 const EXECUTABLE: u32 = 0o755;
 
@@ -63,18 +74,16 @@ impl Fleet {
         let binary = binary.clone();
         let lab = Lab::up(Options { start_router: false, ..options })?;
         let mut fleet = Self { machines: (0..lab.options.routers).map(|_| None).collect(), lab };
-        let state = fleet.lab.state();
-        state.directory("release")?;
-        target::strip(&binary, &fleet.binary())?;
-        let configuration = fleet.lab.machine_configuration(&fleet.lab.options.rules);
-        state.write("release/router.toml", configuration)?;
+        fleet.lab.state().directory(RELEASE)?;
+        target::strip(&binary, &fleet.released(BINARY))?;
+        fleet.release(CONFIGURATION, &fleet.lab.machine_configuration(&fleet.lab.options.rules))?;
         let names: Vec<_> = fleet.numbers().into_iter().map(|number| fleet.name(number)).collect();
-        state.write("release/inventory", names.join("\n"))?;
+        fleet.release(INVENTORY, &names.join("\n"))?;
         for number in fleet.numbers() {
             fleet.machines[number] = Some(Target::start(&fleet.lab, number)?);
         }
         fleet.write_ssh_config()?;
-        let (config, number) = (fleet.configuration(), fleet.numbers().len().to_string());
+        let (config, number) = (fleet.released(CONFIGURATION), fleet.numbers().len().to_string());
         let mut install = fleet.deploy_to_all()?;
         install.arg("--config").arg(config).args(["--max-unavailable", &number]).args(AT_ONCE);
         command::run(&mut install)?;
@@ -84,19 +93,13 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// The program that is deployed.
-    fn binary(&self) -> PathBuf {
-        self.lab.state().path("release/pls-router")
+    /// The path of a file of what is deployed.
+    fn released(&self, name: &str) -> PathBuf {
+        self.lab.state().path(RELEASE).join(name)
     }
 
-    /// The configuration of all routers.
-    fn configuration(&self) -> PathBuf {
-        self.lab.state().path("release/router.toml")
-    }
-
-    /// The configuration for ssh by which the routers are reached, by the names of their hosts.
-    pub fn ssh_config(&self) -> PathBuf {
-        self.lab.state().path("release/ssh_config")
+    fn release(&self, name: &str, content: &str) -> Result<()> {
+        self.lab.state().write(&format!("{RELEASE}/{name}"), content).map(drop)
     }
 
     fn write_ssh_config(&self) -> Result<()> {
@@ -104,26 +107,27 @@ impl Fleet {
             let machine = self.machines[number].as_ref()?;
             Some(machine.known_as(&self.lab, &self.name(number)))
         });
-        self.lab.state().write("release/ssh_config", known.collect::<String>()).map(drop)
+        self.release(SSH_CONFIG, &known.collect::<String>())
     }
 
     /// `xtask deploy` of the program.
     fn deploy(&self) -> Result<Command> {
         let mut deploy = target::deploy(&self.lab)?;
-        deploy.arg("--ssh-config").arg(self.ssh_config()).arg("--binary").arg(self.binary());
+        deploy.arg("--ssh-config").arg(self.released(SSH_CONFIG));
+        deploy.arg("--binary").arg(self.released(BINARY));
         Ok(deploy)
     }
 
     fn deploy_to_all(&self) -> Result<Command> {
         let mut deploy = self.deploy()?;
-        deploy.arg("--inventory").arg(self.lab.state().path("release/inventory"));
+        deploy.arg("--inventory").arg(self.released(INVENTORY));
         Ok(deploy)
     }
 
     /// Begins to deploy another version to all routers, one after the other: each is drained for
     /// `drain`, and has to be healthy for `healthy_for` before the next one's turn.
     pub(crate) fn begin_upgrade(&self, drain: Duration, healthy_for: Duration) -> Result<Process> {
-        let binary = self.binary();
+        let binary = self.released(BINARY);
         let mut next = fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))?;
         // Another version by its bytes; nothing reads those after the last section of an ELF file.
         next.push(0);
@@ -288,7 +292,7 @@ impl Fleet {
         self.machines[number] = Some(Target::start(&self.lab, number)?);
         self.write_ssh_config()?;
         let mut install = self.deploy()?;
-        install.arg(self.name(number)).arg("--config").arg(self.configuration()).args(AT_ONCE);
+        install.arg(self.name(number)).arg("--config").arg(self.released(CONFIGURATION)).args(AT_ONCE);
         command::run(&mut install).map(drop)
     }
 

@@ -487,7 +487,10 @@ fn upgrade(fleet: &Fleet, size: &Size) -> Result<Vec<(usize, Duration)>> {
         let status = deploy.ended()?;
         let out = &all - &fleet.in_service()?;
         if out.len() > 1 {
-            return Ok(Err(anyhow!("{out:?} are out of service at the same time")));
+            return Ok(Err(anyhow!(
+                "{out:?} are out of service at the same time; the load balancer has {} to notice",
+                seconds(size.healthy_for)
+            )));
         }
         for router in out {
             match turns.last_mut() {
@@ -507,7 +510,12 @@ fn upgrade(fleet: &Fleet, size: &Size) -> Result<Vec<(usize, Duration)>> {
         fleet.wait_in_service(*router, true, HEALTHY_LIMIT)?;
     }
     let out: Vec<_> = turns.iter().map(|(router, ..)| *router).collect();
-    ensure!(out == fleet.numbers(), "out of service were {out:?}: {}", said());
+    ensure!(
+        out == fleet.numbers(),
+        "out of service were {out:?}; the load balancer had {} to notice: {}",
+        seconds(size.drain),
+        said()
+    );
     let kept = before.iter().zip(daemons()?).filter(|(before, after)| *before == after).count();
     ensure!(kept == 0, "{kept} daemons are those of before");
     Ok(turns.into_iter().map(|(router, _, lasted)| (router, lasted)).collect())

@@ -97,7 +97,7 @@ fn nic(name: &str, mac: &str) -> String {
 fn trust(certificate: &Path) -> Result<String> {
     let text =
         fs::read_to_string(certificate).with_context(|| format!("cannot read {}", certificate.display()))?;
-    let append = format!("cat >>/etc/ssl/certs/ca-certificates.crt <<END\n{}\nEND\n", text.trim());
+    let append = format!("cat >>/etc/ssl/certs/ca-certificates.crt <<'END'\n{}\nEND\n", text.trim());
     Ok(format!("bootcmd:\n  - |\n{}", indented(&append, 4)))
 }
 

@@ -3,6 +3,7 @@
 
 use std::{
     env, fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -14,6 +15,7 @@ use lab::{
     client, command,
     machine::Seed,
 };
+use serde_json::{Value, json};
 
 use crate::{
     common::{Place, check, image, package},
@@ -71,7 +73,8 @@ fn seed(lab: &Lab, package: &Path, terraform: &Path) -> Result<Seed> {
     let module = directory.join("module");
     command::run(Command::new("cp").arg("-r").arg(MODULE).arg(&module))?;
     let variables = directory.join("variables.tfvars.json");
-    fs::write(&variables, variables_for(&client::sha256(&served)?)).context("cannot write variables")?;
+    fs::write(&variables, variables_for(&client::sha256(&served)?).to_string())
+        .context("cannot write variables")?;
     let run = |arguments: &[&str]| {
         let mut command = Command::new(terraform);
         command.args(arguments).current_dir(&module);
@@ -84,23 +87,17 @@ fn seed(lab: &Lab, package: &Path, terraform: &Path) -> Result<Seed> {
     Ok(Seed { user_data: Some(user_data), trusts_authority: true, ..Seed::default() })
 }
 
-/// The module's variables, as JSON.
-fn variables_for(sha256: &str) -> String {
-    let forward = |name: &str, protocol: &str, listen: u16, target: std::net::Ipv4Addr| {
-        format!(
-            "{{\"name\": \"{name}\", \"protocol\": \"{protocol}\", \"listen\": \"{listen}\", \
-             \"targets\": [\"{target}\"]}}"
-        )
-    };
-    let forwards = [
-        forward("https", "tcp", 443, ANYWHERE),
-        forward("echo-tcp", "tcp", ECHO_PORT, TOOLS),
-        forward("echo-udp", "udp", ECHO_PORT, TOOLS),
-    ];
-    format!(
-        "{{\"forwards\": [{}], \"sources\": [\"{PLS_SUBNET}\"],\n\
-         \"extra_config\": \"[local]\\nallow = [\\\"tcp/22 from {VM}/32\\\"]\\n[limits]\\nflows = 65536\",\n\
-         \"package\": {{\"url\": \"https://{ALLOWED_NAME}/{PACKAGE}\", \"sha256\": \"{sha256}\"}}}}\n",
-        forwards.join(", ")
-    )
+/// The module's variables.
+fn variables_for(sha256: &str) -> Value {
+    let forward = |name: &str, protocol: &str, listen: u16, target: Ipv4Addr| json!({ "name": name, "protocol": protocol, "listen": listen.to_string(), "targets": [target.to_string()] });
+    json!({
+        "forwards": [
+            forward("https", "tcp", 443, ANYWHERE),
+            forward("echo-tcp", "tcp", ECHO_PORT, TOOLS),
+            forward("echo-udp", "udp", ECHO_PORT, TOOLS),
+        ],
+        "sources": [PLS_SUBNET],
+        "extra_config": format!("[local]\nallow = [\"tcp/22 from {VM}/32\"]\n[limits]\nflows = 65536"),
+        "package": { "url": format!("https://{ALLOWED_NAME}/{PACKAGE}"), "sha256": sha256 },
+    })
 }

@@ -11,7 +11,7 @@ use lab::{
 use crate::common::{check, helper, only_pls_router, router};
 
 const SIZE: Size =
-    Size { connections: 10, sockets: 3, drain: Duration::from_secs(1), healthy_for: Duration::from_secs(1) };
+    Size { connections: 10, sockets: 3, drain: Duration::from_secs(3), healthy_for: Duration::from_secs(3) };
 
 /// Plays an act on three routers that have connections.
 fn play(nics: Nics, act: impl FnOnce(&mut Stage)) {
