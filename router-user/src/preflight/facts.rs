@@ -180,8 +180,8 @@ pub struct Listener {
     pub port: u16,
     /// The process that has it.
     pub process: Option<Process>,
-    /// `true` if that process has the socket of the daemon's API as well: the daemon, or the service
-    /// manager, which keeps its sockets for the next one.
+    /// `true` if that process has the socket of the daemon's API as well: the daemon, or the
+    /// service manager, which keeps its sockets for the next one.
     pub keeps_api: bool,
 }
 
