@@ -112,14 +112,15 @@ impl Target {
     /// A part of a configuration for ssh: the machine of `lab` by another name, as root unless
     /// another user is asked for, from anywhere on the machine that runs the lab.
     pub fn known_as(&self, lab: &Lab, name: &str) -> String {
-        let (directory, vm) = (self.directory.display(), lab.hosts.vm.name());
+        // By its own loopback, which takes large frames: the lab's wires take long for a program.
+        let (directory, router) = (self.directory.display(), lab.hosts.router(self.number).name());
         let address = Seat::new(self.number).address;
         format!(
             "Host {name}\n\
              \tHostName {address}\n\
              \tPort {SSHD_PORT}\n\
              \tUser root\n\
-             \tProxyCommand ip netns exec {vm} socat - TCP:{address}:{SSHD_PORT}\n\
+             \tProxyCommand ip netns exec {router} socat - TCP:{address}:{SSHD_PORT}\n\
              \tIdentityFile {directory}/user_key\n\
              \tIdentitiesOnly yes\n\
              \tUserKnownHostsFile {directory}/known_hosts\n\

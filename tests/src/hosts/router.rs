@@ -12,8 +12,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     addresses::{
-        self, ANYWHERE, ECHO_PORT, HEALTH_PORT, IPERF_PORT, PLS_SUBNET, ROUTER, ROUTER_SECOND, SSHD_PORT,
-        TOOLS, VM, VNET,
+        self, ANYWHERE, ECHO_PORT, HEALTH_PORT, IPERF_PORT, PLS_SUBNET, ROUTER, ROUTER_SECOND, TOOLS, VM,
+        VNET,
     },
     namespace::Namespace,
     process::Process,
@@ -67,9 +67,7 @@ pub fn rules() -> String {
     });
     let masquerade =
         format!("[[masquerade]]\nname = \"vnet\"\nsources = [\"{VNET}\"]\ndestinations = [\"0.0.0.0/0\"]\n");
-    let local = format!(
-        "[local]\nallow = [\"tcp/22 from {VM}/32\", \"tcp/{SSHD_PORT} from {VM}/32\", \"icmp from {VM}/32\"]\n"
-    );
+    let local = format!("[local]\nallow = [\"tcp/22 from {VM}/32\", \"icmp from {VM}/32\"]\n");
     format!("{}\n{masquerade}\n{local}", forwards.join("\n"))
 }
 

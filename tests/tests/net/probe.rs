@@ -310,6 +310,25 @@ fn poll_on(lab: &Lab, cpu: usize) -> Result<()> {
     keep_to(Pid::from_raw(thread), cpu)
 }
 
+/// Asks the probe for so long. Returns the times that its answers took, sorted.
+fn answer_times(lab: &Lab, lasts: Duration) -> Vec<Duration> {
+    let start = Instant::now();
+    let mut times = Vec::new();
+    while start.elapsed() < lasts {
+        let asked = Instant::now();
+        let (status, body) = check(ask(&lab.hosts.pls, PLATFORM));
+        assert_eq!(status, 200, "{body}");
+        times.push(asked.elapsed());
+    }
+    times.sort_unstable();
+    times
+}
+
+/// The time that this share of sorted times does not exceed.
+fn at(times: &[Duration], share: f64) -> Duration {
+    times[(times.len() as f64 * share) as usize]
+}
+
 /// The router has one CPU, for packets and for the daemon, and gets as many datagrams in the wrong
 /// order as another CPU sends: each has the daemon buffer a fragment, give it to the programs again
 /// and send what comes out.
@@ -328,24 +347,19 @@ fn a_flood_of_fragments_does_not_delay_the_probe_on_one_cpu() {
     check(lab.start_router());
     check(keep_to(Pid::from_raw(0), SENDER));
     check(poll_on(&lab, ROUTERS));
+    let idle = at(&answer_times(&lab, LASTS), 0.99);
     let floods = PLS_NAT.map(|source| {
         let (source, target) = (SocketAddrV4::new(source, 4000), SocketAddrV4::new(ROUTER, ECHO_PORT));
         check(Flood::of_reversed_datagrams(&lab.hosts.pls, source, target))
     });
     let (start, before) = (Instant::now(), counters(&lab));
-    let mut times = Vec::new();
-    while start.elapsed() < LASTS {
-        let asked = Instant::now();
-        let (status, body) = check(ask(&lab.hosts.pls, PLATFORM));
-        assert_eq!(status, 200, "{body}");
-        times.push(asked.elapsed());
-    }
+    let times = answer_times(&lab, LASTS);
     let (seconds, after) = (start.elapsed().as_secs_f64(), counters(&lab));
     let rate = |name: &str| (reason(&after, name) - reason(&before, name)) as f64 / seconds;
-    times.sort_unstable();
-    let at = |share: f64| times[(times.len() as f64 * share) as usize];
+    let at = |share| at(&times, share);
     println!(
-        "{} fragments a second sent, {:.0} early, {:.0} forwarded: {} probes, median {:?}, p99 {:?}, worst {:?}",
+        "{} fragments a second sent, {:.0} early, {:.0} forwarded: {} probes, median {:?}, p99 {:?}, worst {:?}; \
+         p99 without a flood {idle:?}",
         (floods.iter().map(Flood::sent).sum::<u64>() as f64 / seconds) as u64,
         rate("fragment_early"),
         rate("forwarded"),
@@ -355,7 +369,8 @@ fn a_flood_of_fragments_does_not_delay_the_probe_on_one_cpu() {
         times[times.len() - 1],
     );
     assert!(rate("fragment_early") > 1000.0, "that is no flood");
-    assert!(at(0.99) < MOST, "the probe waited");
+    // What else runs on that CPU delays it as well.
+    assert!(at(0.99) < MOST + idle, "the probe waited");
 }
 
 /// Takes the router off under its daemon, so that the probe fails from now on.
