@@ -242,7 +242,7 @@ pub(crate) fn deploy(lab: &Lab) -> Result<Command> {
     Ok(command)
 }
 
-/// Copies a program without its symbols: a tenth of the size to copy over and over.
+/// Copies a program without its symbols: less to copy over and over.
 pub fn strip(binary: &Path, to: &Path) -> Result<()> {
     command::run(Command::new("strip").arg("-o").arg(to).arg(binary)).map(drop)
 }

@@ -100,12 +100,12 @@ pub struct Inline {
     pub azure: bool,
 }
 
-/// What a command did.
+/// The outcome of a command.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Outcome {
     /// Its exit code; `None` if a signal has ended it.
     pub code: Option<i32>,
-    /// What it has written.
+    /// Its output: standard output, then standard error.
     pub said: String,
 }
 
@@ -202,7 +202,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Page, Vec<String>> {
     if wrong.is_empty() { Ok(page) } else { Err(wrong) }
 }
 
-/// What is wrong with a command in a block that does not say who runs it.
+/// The error about a command in a block that does not say who runs it.
 const BLOCK_WITHOUT_RUNNER: &str = "a command in a block that nobody runs: begin the block with \
      \"```console RUNNER\" and the line with \"$ \", or write it so that it is none";
 

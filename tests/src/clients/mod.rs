@@ -33,6 +33,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// The port of the endpoint that leads to the sshd; 22 is the router's own.
 const SHELL_PORT: u16 = 2222;
 
+/// An act of a test: done in a lab, or to it.
+pub type Act = fn(&Lab) -> Result<()>;
+
 /// A rule: what is sent to this port of the endpoint goes to that service.
 struct Forward {
     name: &'static str,

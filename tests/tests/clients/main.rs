@@ -1,6 +1,6 @@
 //! Real clients through the router: what people run, against servers that people run. Needs root.
 //!
-//! What they do is in `lab::clients`. Every test runs twice, each time in a separate lab: with
+//! Their acts are in `lab::clients`. Every test runs twice, each time in a separate lab: with
 //! pls-router, and with the kernel's own NAT (nftables), which shows whether the test itself is
 //! right and what the answer is.
 

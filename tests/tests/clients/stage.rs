@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use lab::{Lab, Nics, Options, Router, clients, helper::Helper, rules};
+use lab::{
+    Lab, Nics, Options, Router,
+    clients::{self, Act},
+    helper::Helper,
+    rules,
+};
 
 /// The time that the load balancer may take to take the router in.
 const LIMIT: Duration = Duration::from_secs(10);
-
-/// What is done to a lab, or in it.
-pub(crate) type Act = fn(&Lab) -> Result<()>;
 
 /// Plays a test with this router, in a lab that is changed before its router starts.
 pub(crate) fn play(nics: Nics, router: fn() -> Result<Router>, changes: &[Act], act: Act) {

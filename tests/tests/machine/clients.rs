@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lab::{
     Lab, Nics,
-    clients::{self, bulk, database, dns, fragments, git, mtu, shell, stun, trace, web},
+    clients::{self, Act, bulk, database, dns, fragments, git, mtu, shell, stun, trace, web},
     machine::Machine,
 };
 
@@ -12,9 +12,6 @@ use crate::{
     quick::first_boot,
     scenes::Scenes,
 };
-
-/// What is done to a lab, or in it.
-type Act = fn(&Lab) -> Result<()>;
 
 /// The clients, one after the other in one lab.
 const ACTS: &[(&str, Act)] = &[

@@ -1,4 +1,4 @@
-//! Who runs the commands within sentences. Each has somebody, or is for Azure only.
+//! The runners of commands within sentences: each is run by a test, or is for Azure only.
 
 use std::{
     collections::BTreeSet,
@@ -130,7 +130,7 @@ pub const ELSEWHERE: &[Elsewhere] = &[
     },
 ];
 
-/// What to do about a command that nobody runs.
+/// The remedy for a command that nobody runs.
 const REMEDY: &str = "Let a test run it, and name the test in `ELSEWHERE` of harness::guides::accounts (or the \
      program in a list there); or say \"Azure only\" before it; or, if it is no command, write it in words";
 
