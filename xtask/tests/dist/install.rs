@@ -20,7 +20,7 @@ fn running() -> Root {
         echo "systemctl $*" >>/asked
         case $* in
             *is-active*) cat /state ;;
-            *InvocationID*) cat /run-id || true ;;
+            *InvocationID*) cat /run-id ;;
         esac"#;
     let invoke = r#"
         echo "invoke $*" >>/asked
@@ -30,7 +30,9 @@ fn running() -> Root {
     check(root.replace("usr/bin/systemctl", systemctl));
     check(root.replace("usr/bin/deb-systemd-invoke", invoke));
     check(root.replace("usr/bin/journalctl", "echo the last words"));
-    check(fs::write(root.path("state"), "inactive\n").map_err(Into::into));
+    for (file, content) in [("state", "inactive\n"), ("run-id", "x\n")] {
+        check(fs::write(root.path(file), content).map_err(Into::into));
+    }
     check(fs::create_dir_all(root.path(LINKS)).map_err(Into::into));
     check(fs::write(root.path(LINKS).join("native-eth0"), "").map_err(Into::into));
     root
